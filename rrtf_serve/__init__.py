@@ -1,0 +1,17 @@
+"""Serve code models: everything a running server needs, and nothing more.
+
+models/   what a model is: catalogue, store, prompt formats, tokens
+engine/   how tokens are made: the Engine protocol, CTranslate2, the scheduler
+api/      how clients ask: OpenAI's HTTP API
+main      the composition root behind `rrtf-serve`
+
+Imports none of `convert`, `ui`, `benchmarks` and `training`; `main` finds converters and pages through
+entry points. Inside, arrows point only downwards: main -> api -> engine -> models.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("rrtf-serve")
+except PackageNotFoundError:  # a source tree on sys.path that was never installed
+    __version__ = "0+unknown"

@@ -1,0 +1,8 @@
+"""How tokens are made.
+
+protocol   Engine, Batch, Request, Delta: the contract between the API and whatever runs the model
+ct2        CTranslate2 behind that contract
+scheduler  one bounded queue in front of an engine
+
+Engines own tokens, never text. May import `rrtf_serve.models`; imported by `api` and `main`.
+"""

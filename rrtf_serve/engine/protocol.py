@@ -1,0 +1,109 @@
+"""The contract between the API and whatever runs the model.
+
+An engine owns tokens: it takes prompt token ids and sampling options and gives back token ids. Text, stop
+strings and special tokens belong to `models.tokens`.
+
+    batch = engine.start([request, request])
+    while deltas := batch.step():          # blocks until at least one row moved; [] once every row ended
+        for delta in deltas: ...
+    batch.close()                          # always; stops whatever still runs
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class EngineError(Exception):
+    """The engine failed on this batch; other batches are unaffected."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Options that all rows of one CTranslate2 batch share. temperature 0 is greedy decoding."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    repetition_penalty: float = 1.0  # 1.0: none
+    logprobs: int | None = None  # None: none; k: the chosen token's log-probability and the k best
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row: generate after `prompt` until an end token, or `max_tokens` new ones.
+
+    `min_tokens` new tokens are made before an end token may end the row.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    end_ids: frozenset[int]
+    sampling: Sampling = Sampling()
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural-log probability under the model at temperature 1."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token, logprob), best first, at most Sampling.logprobs entries
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One row moved by one token, ended, or both.
+
+    `token` is None on an end without a token: an end token is not reported as a token of the completion.
+    """
+
+    row: int
+    token: int | None
+    finish: FinishReason | None = None
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do; api/fields turns it into honoured, dropped or refused."""
+
+    max_context: int  # tokens, prompt and completion together
+    max_batch: int
+    max_logprobs: int  # 0: none at all
+    max_scored_tokens: int  # longest prompt that `score` takes; 0: can't
+    seed: bool = False
+    penalties: bool = False  # presence and frequency
+    logit_bias: bool = False
+    min_p: bool = False
+    admission: bool = False  # a request can join a running batch
+
+
+class Batch(Protocol):
+    def step(self) -> list[Delta]:
+        """Block until something moved. Raises EngineError; [] means that every row has ended."""
+
+    def cancel(self, row: int) -> None:
+        """Stop one row at its next decode step; safe from any thread, no effect on an ended row."""
+
+    def close(self) -> None:
+        """Cancel what runs and wait until the engine has let go of it. Idempotent."""
+
+
+class Engine(Protocol):
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def start(self, requests: list[Request]) -> Batch:
+        """Start rows with equal `sampling`. Raises ValueError on ids outside the vocabulary, an empty prompt,
+        a prompt that leaves no room in the context, or unequal sampling."""
+
+    def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
+        """Log-probability of each prompt token after the first given those before it: len(prompt) - 1 records."""
+
+    def close(self) -> None:
+        """Free the model; idempotent. Nothing may be started afterwards."""

