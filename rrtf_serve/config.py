@@ -92,7 +92,7 @@ def _typed(path: Path, key: str, value: Any, annotation: str) -> Any:
         return Path(value)
     if annotation.startswith("float") and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    expected = {"str": str, "int": int, "bool": bool, "float": float}.get(annotation.split(" ")[0])
+    expected = {"str": str, "int": int, "bool": bool, "float": float}.get(annotation.split(" ", 1)[0])
     # bool is an int to Python, and `port = true` is a mistake all the same.
     if expected is None or type(value) is not expected:
         raise ValueError(f"--config {path}: {key} must be {annotation}, not {value!r}")

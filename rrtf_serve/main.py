@@ -176,7 +176,7 @@ async def serve(config: ServeConfig, folder: Path, keys: frozenset[str], listene
             scheduler=scheduler,
             created=int(time.time()),
         )
-        # The page is a client like any other, so with keys set it needs one: its own, made anew at each start.
+        # The page is a client like any other: with keys set it needs one, its own, made anew at each start.
         page_key = secrets.token_urlsafe(32) if keys else None
         digests = keys | {hash_key(page_key)} if page_key else keys
         app = create_app(served, settings=ApiSettings(api_keys=frozenset(digests)))

@@ -69,14 +69,14 @@ def read_card(folder: Path) -> Card | None:
 def describe(folder: Path, *, name: str, family: str | None, context_length: int | None) -> Card:
     """The folder's card, or one made from what other converters leave beside model.bin.
 
-    `family` and `context_length` (tokens), where given, override what the folder says. Raises ModelError naming
-    the missing file or flag.
+    `family` and `context_length` (tokens), where given, override what the folder says. Raises ModelError
+    naming the missing file or flag.
     """
     card = read_card(folder) or _foreign_card(folder, name, context_length)
     if context_length is not None:
         if card.context_length and context_length > card.context_length:
             raise ModelError(
-                f"--context-length {context_length}: the model was made for at most {card.context_length} tokens"
+                f"--context-length {context_length}: the model takes at most {card.context_length} tokens"
             )
         card = replace(card, context_length=context_length)
     if family is not None:
