@@ -128,7 +128,9 @@ def time_stream(url: str, body: dict[str, Any]) -> StreamTiming:
 def resident_mb(pid: int) -> tuple[float, float]:
     """Resident memory now and at its peak, in MB (10^6 bytes), from /proc (Linux)."""
     fields = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines() if ":" in line
+        line.split(":", 1)
+        for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
+        if ":" in line
     )
     now, peak = (int(fields[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM"))
     return now, peak
