@@ -1,7 +1,7 @@
 """Greedy HumanEval through the HTTP API: what a client of the server gets, judged in a jail.
 
 Data: openai/human-eval's HumanEval.jsonl.gz, in DATA_DIR or DATA_DIR/humaneval. Samples are appended to a
-JSON Lines file with human-eval's field names (`task_id`, `completion`), so a stopped run goes on where it was.
+JSON Lines file with human-eval's field names (`task_id`, `completion`); a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Problem:
 
 
 def load_problems(data_dir: Path, limit: int | None = None) -> list[Problem]:
-    """The first `limit` problems in file order. Raises ValueError naming --data-dir and the files looked for."""
+    """The first `limit` problems in file order. Raises ValueError naming --data-dir and the file."""
     places = [data_dir / "HumanEval.jsonl.gz", data_dir / "humaneval" / "HumanEval.jsonl.gz"]
     path = next((place for place in places if place.is_file()), None)
     if path is None:

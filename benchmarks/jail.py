@@ -39,8 +39,8 @@ def run_with_tests(program: str, tests: str, *, timeout_s: float) -> Outcome:
         return "timeout"
     if done.stderr.startswith(b"bwrap:"):
         raise RuntimeError(
-            f"bubblewrap can't make a jail here: {done.stderr.decode(errors='replace').strip()}. Unprivileged "
-            "user namespaces must be allowed (Ubuntu 24.04 and default containers forbid them)."
+            f"bubblewrap can't make a jail here: {done.stderr.decode(errors='replace').strip()}. "
+            "Unprivileged user namespaces must be allowed (Ubuntu 24.04 and default containers forbid them)."
         )
     return "passed" if done.returncode == 0 and done.stdout.rstrip().endswith(nonce.encode()) else "failed"
 
