@@ -44,8 +44,8 @@ _END_NAMES = (
 class _Splitting:
     """How a byte-level vocabulary cuts text before merging.
 
-    `stages`: regexes, or "digits" for each digit alone. The last stage is GPT-2's pattern unless `own_pattern`. `ignore_merges`: a whole piece that is in the
-    vocabulary is taken as it is.
+    `stages`: regexes, or "digits" for each digit alone. GPT-2's pattern comes last unless `own_pattern`.
+    `ignore_merges`: a whole piece that is in the vocabulary is taken as it is.
     """
 
     stages: tuple[str, ...] = ()
