@@ -45,6 +45,10 @@ class Record:
             raise self._wrong(key, "a positive whole number")
         return value
 
+    def optional_count(self, key: str) -> int | None:
+        """A positive integer, or None when it is missing or null."""
+        return None if self.values.get(key) is None else self.count(key)
+
     def number(self, key: str, default: float) -> float:
         value = self.values.get(key)
         if value is None:

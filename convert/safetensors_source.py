@@ -211,14 +211,10 @@ def _bigcode_config(record: Record) -> ModelConfig:
 def _rotary_config(record: Record, model_type: str) -> ModelConfig:
     heads, hidden = record.count("num_attention_heads"), record.count("hidden_size")
     starcoder2 = model_type == "starcoder2"
-    default_window = None if model_type == "llama" else 4096
     windowed = starcoder2 or (model_type == "qwen2" and record.flag("use_sliding_window", False))
     # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling.
     rope = record.record("rope_parameters")
     scaling = rope if rope.values else record.record("rope_scaling")
-    window = record.count("sliding_window", default_window) if windowed else None
-    if windowed and record.values.get("sliding_window", default_window) is None:
-        window = None
     return ModelConfig(
         architecture=_ARCHITECTURES[model_type],
         naming="hf",
@@ -235,7 +231,7 @@ def _rotary_config(record: Record, model_type: str) -> ModelConfig:
         activation=record.text("hidden_act", "gelu_pytorch_tanh" if starcoder2 else "silu"),
         rope_theta=scaling.number("rope_theta", record.number("rope_theta", 10_000.0)),
         rope_scaling=_rope_scaling(scaling),
-        sliding_window=window,
+        sliding_window=record.optional_count("sliding_window") if windowed else None,
         tied=record.flag("tie_word_embeddings", starcoder2),
     )
 
