@@ -19,7 +19,7 @@ import requests
 from rrtf_serve.models.disk import write_failure
 from rrtf_serve.models.errors import ModelError
 
-CHUNK = 1024 * 1024
+CHUNK = 256 * 1024  # what a killed process loses at most
 TIMEOUT = (5.0, 30.0)  # seconds to connect, and between two chunks
 ATTEMPTS = 5  # in a row that bring no new byte
 LONGEST_PAUSE = 8.0  # seconds

@@ -25,6 +25,7 @@ from rrtf_serve.models.errors import ModelError
 
 PUBLIC_INDEX = "https://pypi.org/simple"
 JSON = "application/vnd.pypi.simple.v1+json"
+VARIABLES = {"index-url": "PIP_INDEX_URL", "cert": "PIP_CERT"}
 ACCEPT = f"{JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
 logger = logging.getLogger(__name__)
@@ -95,12 +96,8 @@ def canonical(project: str) -> str:
 
 def _pip_settings() -> dict[str, str]:
     """pip's `index-url` and `cert`, environment first. A Python without pip has no configuration to ask."""
-    found = {
-        key: value
-        for key, variable in (("index-url", "PIP_INDEX_URL"), ("cert", "PIP_CERT"))
-        if (value := os.environ.get(variable))
-    }
-    if len(found) == 2:
+    found = {key: value for key, variable in VARIABLES.items() if (value := os.environ.get(variable))}
+    if len(found) == len(VARIABLES):
         return found
     command = [sys.executable, "-m", "pip", "config", "list"]
     try:
@@ -110,11 +107,11 @@ def _pip_settings() -> dict[str, str]:
         return found
     if done.returncode != 0:
         return found
-    for line in done.stdout.splitlines():
-        # global.index-url='https://...': pip prints values as Python literals
-        match = re.fullmatch(r"(?:global|install|download)\.(index-url|cert)=(.+)", line.strip())
-        if match:
-            found.setdefault(match[1], str(ast.literal_eval(match[2])))
+    lines = re.findall(r"^(global|install)\.(index-url|cert)=(.+)$", done.stdout, re.MULTILINE)
+    # pip prints its files in rising precedence, values as Python literals; a command's section beats `global`.
+    for _, key, value in sorted(lines, key=lambda line: line[0] == "install"):
+        if not os.environ.get(VARIABLES[key]):
+            found[key] = str(ast.literal_eval(value))
     return found
 
 
