@@ -152,4 +152,5 @@ _SNIPPET: dict[str, Any] = {
     "buttons": ["copy"],
     "show_line_numbers": False,
     "wrap_lines": True,
+    "elem_classes": "snippet",
 }

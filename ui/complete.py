@@ -67,7 +67,7 @@ EXAMPLES = (
 
 
 class Verbatim(str):
-    """Code as it is. Gradio's editor strips what it is given; a trailing line break decides what comes next."""
+    """Code as it is: the editor strips what it is given, but a last line break decides what comes next."""
 
     __slots__ = ()
 

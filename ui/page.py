@@ -5,8 +5,10 @@ Works without any network beyond the server: no fonts, scripts or images from el
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
@@ -39,7 +41,8 @@ def mount(
     """
     if not path.startswith("/") or path.endswith("/"):
         raise ValueError(f"path must look like /ui, not {path!r}")
-    blocks = build(Server(base_url, api_key), path=path, keyed=check_key is not None)
+    server = Server(base_url, api_key)
+    blocks = build(server, path=path, keyed=check_key is not None)
     gr.mount_gradio_app(
         app,
         blocks,
@@ -55,16 +58,24 @@ def mount(
         css_paths=[HERE / "style.css"],
         head=f"<script>{(HERE / 'shortcuts.js').read_text('utf-8')}</script>",
     )
-    _let_go(app, path)
+    _let_go(app, path, server)
     app.add_middleware(Gate, path=path, check_key=check_key, realm=base_url)
     return app
 
 
-def _let_go(app: FastAPI, path: str) -> None:
-    """Offer `app.state.close_page()`: it ends open pages' endless streams, which hold up a graceful shutdown."""
+def _let_go(app: FastAPI, path: str, server: Server) -> None:
+    """Offer `app.state.close_page()`: it ends open pages' endless streams, which would hold up a shutdown."""
     for route in app.routes:
         if isinstance(route, Mount) and isinstance(route.app, App) and route.path == path:
             app.state.close_page = route.app.stop_event.set
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(running: FastAPI) -> AsyncIterator[Any]:
+        async with aclosing(server), inner(running) as state:
+            yield state
+
+    app.router.lifespan_context = lifespan
 
 
 def build(server: Server, *, path: str, keyed: bool) -> gr.Blocks:
