@@ -20,7 +20,7 @@ import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
 from nasty import TEXTS, texts
-from tiny_gguf import CONTROL, byte_level_fields, sentencepiece_fields, write_gguf
+from tiny_gguf import CONTROL, NORMAL, byte_level_fields, sentencepiece_fields, write_gguf
 
 from convert.gguf_metadata import read_metadata
 from convert.tokenizer import SPLITTINGS, read_tokenizer_settings, write_tokenizer
@@ -134,6 +134,15 @@ def test_splits(tmp_path: Path, pre: str, text: str, pieces: list[str]) -> None:
     backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert backend.pre_tokenizer is not None
     assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)] == pieces
+
+
+def test_llama_takes_a_whole_piece_that_no_merge_leads_to(tmp_path: Path) -> None:
+    for pre, whole in (("llama-bpe", True), ("qwen2", False)):
+        fields = byte_level_fields(pre, [], SAMPLE, merges=0)
+        fields["ggml.tokens"][-2:] = ["qqq", "[PAD0]"]
+        fields["ggml.token_type"][-2] = NORMAL
+        tokenizer = tiny(tmp_path, fields)
+        assert (tokenizer.encode("qqq", specials=False) == [tokenizer.token_id("qqq")]) is whole
 
 
 def test_every_known_splitting_keeps_every_byte(tmp_path: Path) -> None:
