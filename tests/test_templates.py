@@ -8,7 +8,8 @@ from datetime import datetime
 
 import pytest
 
-from rrtf_serve.models.template_bounds import MAX_SECONDS, MAX_TEXT
+from rrtf_serve.models import template_bounds
+from rrtf_serve.models.template_bounds import MAX_TEXT
 from rrtf_serve.models.templates import MAX_SOURCE, ChatTemplate, ChatTemplateError
 
 MESSAGES = [
@@ -129,7 +130,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_templates_are_stopped_soon_and_small(name: str) -> None:
+def test_hostile_templates_are_stopped_soon_and_small(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_bounds, "MAX_SECONDS", 0.5)
     tracemalloc.start()
     started = time.monotonic()
     try:
@@ -138,7 +140,8 @@ def test_hostile_templates_are_stopped_soon_and_small(name: str) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - started < MAX_SECONDS + 8  # tracing costs several times the run
+    assert time.monotonic() - started < 8  # tracing costs several times the run
+    assert not isinstance(caught.value.__cause__, MemoryError)
     assert peak < 30 * MAX_TEXT
 
 
@@ -167,7 +170,7 @@ def test_a_template_does_not_get_out(source: str) -> None:
     except ChatTemplateError:
         return
     # jinja2 gives "undefined" for some refused attributes, which prints as nothing
-    assert text.strip("[], Undefie") == ""
+    assert set(text) <= set("[Undefined, ]")
 
 
 def test_messages_are_left_as_they_were() -> None:
