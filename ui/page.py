@@ -5,6 +5,7 @@ Works without any network beyond the server: no fonts, scripts or images from el
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -81,6 +82,9 @@ def _let_go(app: FastAPI, path: str, server: Server) -> None:
 def build(server: Server, *, path: str, keyed: bool) -> gr.Blocks:
     """The panes, not yet mounted; `keyed` when visitors sign in with an API key."""
     sign_out = f"{path}/sign-out" if keyed else None
+    # Gradio sums up all past events with pandas after each event, for a monitoring page that is closed here.
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**62))
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
     with gr.Blocks(analytics_enabled=False, title=TITLE, fill_width=True) as opened:
         blocks: gr.Blocks = opened
         head = gr.HTML(about.head_html(TITLE, None, sign_out))
