@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -32,7 +32,7 @@ class Plan:
     keep: int = 1  # of job.copies, the best by mean log-probability
     echoes: tuple[Echo, ...] = ()  # per prompt; none: no echo
     show_logprobs: bool = False  # those of a ranking stay inside
-    dropped: tuple[str, ...] = field(default=())
+    dropped: tuple[str, ...] = ()
 
     @property
     def prompt_tokens(self) -> int:

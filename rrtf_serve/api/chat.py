@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from rrtf_serve.api.answer import Plan
@@ -9,7 +10,7 @@ from rrtf_serve.api.errors import invalid_value
 from rrtf_serve.api.fields import CHAT_FIELDS, parse
 from rrtf_serve.api.generation import Job, room
 from rrtf_serve.api.messages import read_messages
-from rrtf_serve.api.options import check_model, check_rows, include_usage, off_loop, sampling
+from rrtf_serve.api.options import check_model, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import ChatShape
 
@@ -22,9 +23,8 @@ async def plan_chat(served: Served, settings: ApiSettings, body: dict[str, objec
     check_model(served, values["model"])
     check_rows(settings, 1, values["n"])
     messages = read_messages(values["messages"])
-    size = sum(len(message["content"]) for message in messages)
     try:
-        ids = tuple(await off_loop(size, lambda: served.prompts.chat(messages)))
+        ids = tuple(await asyncio.to_thread(served.prompts.chat, messages))  # as in completions
     except ValueError as error:  # PromptError, or what the model's own template says
         raise invalid_value(("messages",), str(error)) from error
     asked = values["max_completion_tokens"] or values["max_tokens"]

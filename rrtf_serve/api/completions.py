@@ -9,7 +9,7 @@ from rrtf_serve.api.answer import Echo, Plan
 from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Values, parse
 from rrtf_serve.api.generation import Job, Scored, refusals, room
-from rrtf_serve.api.options import check_model, check_rows, include_usage, off_loop, sampling
+from rrtf_serve.api.options import check_model, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
 from rrtf_serve.models.prompts import PromptError
@@ -30,8 +30,8 @@ async def plan_completion(served: Served, settings: ApiSettings, body: dict[str,
     copies = values["best_of"] or values["n"]
     check_rows(settings, len(given), copies)
     infill = bool(values["suffix"])
-    size = sum(map(len, given)) + len(values["suffix"] or "") * len(given)
-    prompts, rooms = await off_loop(size, lambda: _encode(served, given, values, engine.max_context))
+    # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
+    prompts, rooms = await asyncio.to_thread(_encode, served, given, values, engine.max_context)
     asked: int | None = values["logprobs"]
     ranked = copies > values["n"]
     echoes: tuple[Echo, ...] = ()
@@ -42,7 +42,7 @@ async def plan_completion(served: Served, settings: ApiSettings, body: dict[str,
             prompts,
             copies,
             rooms,
-            sampling(values, asked or 0 if ranked else asked),
+            sampling(values, asked if asked is not None or not ranked else 0),
             served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
             values["stop"] + (served.prompts.infill_stops if infill else ()),
         ),

@@ -92,15 +92,13 @@ class Generation:
         if self._stream is None:
             yield [Piece(row.number, "", (), "length") for row in self._rows]
             return
-        with refusals(("prompt",)):
-            async for deltas in self._stream:
-                pieces = [
-                    piece for delta in deltas if (piece := self._piece(self._stream, delta)) is not None
-                ]
-                if pieces:
-                    yield pieces
-                if not self._running:
-                    return
+        stream = self._stream
+        while self._running:
+            with refusals(("prompt",)):
+                deltas = await anext(stream)
+            pieces = [piece for delta in deltas if (piece := self._piece(stream, delta)) is not None]
+            if pieces:
+                yield pieces
 
     def _piece(self, stream: Stream, delta: Delta) -> Piece | None:
         row = self._rows[delta.row]

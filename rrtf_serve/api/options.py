@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 from rrtf_serve.api.errors import ApiError, invalid_value
 from rrtf_serve.api.fields import Values
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.engine.protocol import Sampling
-
-LONG_TEXT = 4000  # characters; tokenising more would hold up every other request for milliseconds
-
-Result = TypeVar("Result")
 
 
 def check_model(served: Served, model: str | None) -> None:
@@ -61,8 +54,3 @@ def sampling(values: Values, logprobs: int | None) -> Sampling:
 def include_usage(values: Values) -> bool:
     options = values["stream_options"] or {}
     return bool(options.get("include_usage"))
-
-
-async def off_loop(size: int, work: Callable[[], Result]) -> Result:
-    """Run what handles `size` characters here, or in a thread where it would take long."""
-    return work() if size <= LONG_TEXT else await asyncio.to_thread(work)
