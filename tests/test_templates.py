@@ -135,7 +135,7 @@ def test_hostile_templates_are_stopped_soon_and_small(name: str, monkeypatch: py
     tracemalloc.start()
     started = time.monotonic()
     try:
-        with pytest.raises(ChatTemplateError, match="the model's chat template"):
+        with pytest.raises(ChatTemplateError, match="the model's chat template") as caught:
             ChatTemplate(HOSTILE[name]).render(MESSAGES)
         _, peak = tracemalloc.get_traced_memory()
     finally:
