@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +79,20 @@ def test_the_openrail_models_say_so() -> None:
     assert starcoder is not None
     assert starcoder.gated
     assert starcoder.licence == "bigcode-openrail-m"
+
+
+def test_the_documented_table_is_the_catalogue() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text("utf-8")
+    section = page.partition("## Catalogue")[2].partition("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("| `")
+    ]
+    assert [row[0].strip("`") for row in rows] == [model.name for model in catalog.MODELS]
+    for row, model in zip(rows, catalog.MODELS, strict=True):
+        assert set(re.findall(r"`([^`]+)`", row[1])) <= set(model.aliases)
+        assert row[2] == model.licence
+        assert row[3] == f"{model.context_length:,}"
+        assert ("gated" in row[4]) == model.gated
+        assert ("package index" in row[5]) == any(isinstance(origin, Wheels) for origin in model.origins)

@@ -115,7 +115,7 @@ def test_no_network_is_said_and_what_arrived_is_kept(tmp_path: Path) -> None:
     started = time.monotonic()
     with requests.Session() as session, pytest.raises(ModelError, match="no connection"):
         download(session, f"http://127.0.0.1:{port}/file", tmp_path / "file", "", lambda count: None)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert (tmp_path / "file.partial").read_bytes() == b"kept"
 
 

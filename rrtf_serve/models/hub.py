@@ -10,8 +10,10 @@ again.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
@@ -59,6 +61,8 @@ COMPANIONS = frozenset(
     }
 )
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Download:
@@ -101,8 +105,8 @@ def fetch_file(repo: str, revision: str | None, filename: str, *, progress: bool
         if cached_file(repo, info.sha or "main", filename) is None:
             _require_room(sibling.size or 0)
         # By branch, not by commit: only then does the cache know later, offline, where the branch stood.
-        path = Path(
-            huggingface_hub.hf_hub_download(
+        path = _over_xet_or_http(
+            lambda: huggingface_hub.hf_hub_download(
                 repo, filename, revision=revision, tqdm_class=None if progress else _Silent
             )
         )
@@ -127,8 +131,8 @@ def fetch_folder(repo: str, revision: str | None, *, progress: bool) -> Download
         names += _weights(repo, revision, info)
         missing = [name for name in names if cached_file(repo, info.sha or "main", name) is None]
         _require_room(sum(files[name].size or 0 for name in missing))
-        path = Path(
-            huggingface_hub.snapshot_download(
+        path = _over_xet_or_http(
+            lambda: huggingface_hub.snapshot_download(
                 repo,
                 revision=revision,
                 allow_patterns=[escape(name) for name in names],
@@ -166,6 +170,23 @@ def discard(path: Path) -> None:
     blob = path.resolve()
     path.unlink(missing_ok=True)
     blob.unlink(missing_ok=True)
+
+
+def _over_xet_or_http(fetch: Callable[[], str]) -> Path:
+    """Run a download of huggingface_hub, once more over plain HTTP when the hub's chunk storage fails.
+
+    Large files lie in Xet, on other hosts than the hub itself, which a firewall may not let through; hf_xet
+    then retries for minutes and raises RuntimeError.
+    """
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", "15s")
+    try:
+        return Path(fetch())
+    except RuntimeError as error:
+        if constants.HF_HUB_DISABLE_XET:
+            raise
+        logger.warning("The hub's Xet storage failed (%s); going on over plain HTTP", _line(error))
+        constants.HF_HUB_DISABLE_XET = True
+        return Path(fetch())
 
 
 def _probe(repo: str, revision: str | None) -> ModelInfo:
