@@ -220,8 +220,18 @@ def _redirect_root(app: FastAPI, target: str) -> None:
         return RedirectResponse(target)
 
 
+class _Server(uvicorn.Server):
+    """Ends the endless streams of open pages first: a graceful shutdown would wait for them all its time."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app = self.config.app
+        if isinstance(app, FastAPI) and hasattr(app.state, "close_page"):  # no page, no streams
+            app.state.close_page()
+        await super().shutdown(sockets)
+
+
 async def _run(app: FastAPI, listener: socket.socket, drain_seconds: float) -> None:
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             log_level="warning",
