@@ -60,6 +60,7 @@ class FakeEngine:
     scored: Callable[[int, int, int], TokenLogprob] = scored  # token, alternatives, position
     seconds_per_step: float = 0.0
     fails_after: int | None = None  # steps
+    vocabulary: int = 256 + len(SPECIALS)
     open: threading.Event = field(default_factory=threading.Event)  # steps wait for it
     started: list[Request] = field(default_factory=list)
 
@@ -69,7 +70,7 @@ class FakeEngine:
     def start(self, requests: list[Request]) -> FakeBatch:
         self.started += requests
         for request in requests:
-            if not request.prompt or max(request.prompt) >= 256 + len(SPECIALS):
+            if not request.prompt or max(request.prompt) >= self.vocabulary:
                 raise ValueError("token id outside the vocabulary")
         return FakeBatch(self, requests)
 

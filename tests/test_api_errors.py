@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import socket
@@ -229,9 +230,13 @@ def test_too_large_a_body_is_refused_announced_or_not() -> None:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Running]:
-    digests = frozenset(hashlib.sha256(key).hexdigest() for key in (b"one", b"two"))
+    digests = frozenset(hashlib.sha256(key).hexdigest() for key in (b"one", b"two", "schlüssel".encode()))
     with serving(settings=ApiSettings(api_keys=digests)) as running:
         yield running
+
+
+def _utf8(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
 
 
 @pytest.mark.parametrize(
@@ -242,10 +247,11 @@ def guarded() -> Iterator[Running]:
         {"x-api-key": "one"},
         {"api-key": "two"},
         {"authorization": "Bearer wrong", "api-key": "two"},
+        {"authorization": "Bearer schlüssel"},
     ],
 )
 def test_a_key_opens_the_api(guarded: Running, headers: dict[str, str]) -> None:
-    assert httpx.get(guarded.address + "/v1/models", headers=headers).status_code == 200
+    assert httpx.get(guarded.address + "/v1/models", headers=_utf8(headers)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -296,6 +302,26 @@ def test_a_failing_engine_is_a_500_without_a_stack_trace() -> None:
     assert response.headers["x-request-id"] in error["message"]
     assert "Traceback" not in response.text
     assert "told to fail" not in response.text
+
+
+def test_what_the_engine_refuses_is_a_400() -> None:
+    with serving(FakeEngine(vocabulary=200)) as server:
+        error = httpx.post(server.address + COMPLETIONS, json={"prompt": [250]}).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "prompt")
+
+
+def test_a_stopping_server_says_so() -> None:
+    engine = FakeEngine(seconds_per_step=0.01)
+    with serving(engine) as server, httpx.Client(base_url=server.address) as client:
+        with client.stream("POST", COMPLETIONS, json=completion(stream=True, max_tokens=500)) as running:
+            asyncio.run(server.scheduler.close(0))
+            last = running.read().decode().strip().split("\n\n")[-1]
+        late = client.post(COMPLETIONS, json=completion())
+        scored = client.post(COMPLETIONS, json=completion(echo=True, logprobs=1, max_tokens=0))
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "server_shutting_down"
+    for response in (late, scored):
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "server_shutting_down")
+        assert response.headers["retry-after"]
 
 
 def test_a_request_id_is_kept_when_it_is_harmless(server: Running) -> None:

@@ -1,4 +1,12 @@
 """How clients ask: OpenAI's HTTP API over a scheduler.
 
-May import `engine` and `models`; imported by `main`.
+app          create_app: routes;  settings  what is served and within which limits
+gate         request ids and API keys;  body  JSON within a limit;  errors  OpenAI's envelope
+fields       every field and what becomes of it;  kinds  what values may be;  messages  chat messages
+completions  a request's plan: prompts as tokens, limits, options;  chat  likewise;  options  what both share
+generation   from a plan to pieces of text;  shapes  their JSON;  answer, sse  HTTP answers, whole or streamed
+listing      the model list;  openapi  what /openapi.json says
+
+A request goes body -> fields -> completions or chat -> generation -> shapes -> answer. May import `engine`
+and `models`; imported by `main`.
 """

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-Path = tuple[str | int, ...]  # where in the body: ("messages", 0, "content")
+FieldPath = tuple[str | int, ...]  # where in the body: ("messages", 0, "content")
 
 INVALID = "invalid_request_error"
 
@@ -29,7 +29,7 @@ class ApiError(Exception):
     message: str
     code: str
     type: str = INVALID
-    path: Path = ()
+    path: FieldPath = ()
     extra: Mapping[str, int] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -48,7 +48,7 @@ class ApiError(Exception):
         return {"error": error, "detail": [detail]}
 
 
-def param(path: Path) -> str:
+def param(path: FieldPath) -> str:
     """("messages", 0, "content") -> "messages[0].content"."""
     text = ""
     for part in path:
@@ -56,7 +56,7 @@ def param(path: Path) -> str:
     return text
 
 
-def invalid_type(path: Path, expected: str, value: object) -> ApiError:
+def invalid_type(path: FieldPath, expected: str, value: object) -> ApiError:
     return ApiError(
         400,
         f"Invalid type for '{param(path)}': expected {expected}, but got {json_type(value)} instead.",
@@ -65,23 +65,23 @@ def invalid_type(path: Path, expected: str, value: object) -> ApiError:
     )
 
 
-def invalid_value(path: Path, problem: str) -> ApiError:
+def invalid_value(path: FieldPath, problem: str) -> ApiError:
     return ApiError(400, f"Invalid value for '{param(path)}': {problem}", "invalid_value", path=path)
 
 
-def missing(path: Path, what: str) -> ApiError:
+def missing(path: FieldPath, what: str) -> ApiError:
     return ApiError(
         400, f"Missing required parameter: '{param(path)}'. {what}", "missing_required_parameter", path=path
     )
 
 
-def unsupported(path: Path, problem: str) -> ApiError:
+def unsupported(path: FieldPath, problem: str) -> ApiError:
     return ApiError(
         400, f"Unsupported parameter: '{param(path)}'. {problem}", "unsupported_parameter", path=path
     )
 
 
-def context_length_exceeded(prompt: int, completion: int, context: int, path: Path) -> ApiError:
+def context_length_exceeded(prompt: int, completion: int, context: int, path: FieldPath) -> ApiError:
     """All three in tokens. llama.vscode reads n_prompt_tokens and n_ctx."""
     place = "messages" if path[:1] == ("messages",) else "prompt"
     message = (

@@ -59,9 +59,9 @@ def _below(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(f"{prefix}/")
 
 
-def _keys(headers: Headers) -> list[str]:
+def _keys(headers: Headers) -> list[bytes]:
     """The key in any of the places where OpenAI's, Anthropic's and Azure's clients put it."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     found = [token.strip()] if scheme.lower() == "bearer" else []
     found += [headers.get("x-api-key", ""), headers.get("api-key", "")]
-    return [key for key in found if key]
+    return [key.encode("latin-1") for key in found if key]  # the bytes that were sent

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from rrtf_serve.api.errors import ApiError, Path, context_length_exceeded, queue_full, shutting_down
+from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, queue_full, shutting_down
 from rrtf_serve.api.settings import Served
 from rrtf_serve.engine.protocol import Delta, Request, Sampling, TokenLogprob
 from rrtf_serve.engine.scheduler import QueueFull, SchedulerClosed, Stream
@@ -56,7 +56,7 @@ class Piece:
     finish: Finish | None = None
 
 
-def room(context: int, prompt: int, asked: int | None, default: int, path: Path) -> int:
+def room(context: int, prompt: int, asked: int | None, default: int, path: FieldPath) -> int:
     """How many tokens may be generated after `prompt` tokens. A number that was asked for is kept or refused;
     the default shrinks to what the context leaves. Raises ApiError context_length_exceeded."""
     left = context - prompt
@@ -176,7 +176,7 @@ def mean_logprob(scored: list[Scored]) -> float:
 
 
 @contextmanager
-def refusals(path: Path) -> Iterator[None]:
+def refusals(path: FieldPath) -> Iterator[None]:
     """Turn what the scheduler and the engine refuse into the client's error."""
     try:
         yield

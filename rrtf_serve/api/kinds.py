@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rrtf_serve.api.errors import Path, invalid_type, invalid_value
+from rrtf_serve.api.errors import FieldPath, invalid_type, invalid_value
 from rrtf_serve.models.tokens import well_formed
 
 Schema = dict[str, Any]
 
 
 class Kind(Protocol):
-    def check(self, value: object, path: Path) -> object:
+    def check(self, value: object, path: FieldPath) -> object:
         """The value as the server uses it. Raises ApiError (400) naming the path."""
 
     def schema(self) -> Schema: ...
@@ -25,7 +25,7 @@ class Number:
     low: float = -math.inf
     high: float = math.inf
 
-    def check(self, value: object, path: Path) -> float:
+    def check(self, value: object, path: FieldPath) -> float:
         # bool is an int to Python, not to JSON.
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise invalid_type(path, "a number", value)
@@ -43,7 +43,7 @@ class Integer:
     low: float = -math.inf
     high: float = math.inf
 
-    def check(self, value: object, path: Path) -> int:
+    def check(self, value: object, path: FieldPath) -> int:
         # 16.0 is an integer to JSON Schema and to clients without an integer type.
         whole = isinstance(value, float) and value.is_integer()
         if isinstance(value, bool) or not (isinstance(value, int) or whole):
@@ -59,7 +59,7 @@ class Integer:
 
 @dataclass(frozen=True)
 class Boolean:
-    def check(self, value: object, path: Path) -> bool:
+    def check(self, value: object, path: FieldPath) -> bool:
         if not isinstance(value, bool):
             raise invalid_type(path, "a boolean", value)
         return value
@@ -70,7 +70,7 @@ class Boolean:
 
 @dataclass(frozen=True)
 class Text:
-    def check(self, value: object, path: Path) -> str:
+    def check(self, value: object, path: FieldPath) -> str:
         if not isinstance(value, str):
             raise invalid_type(path, "a string", value)
         return well_formed(value)
@@ -83,7 +83,7 @@ class Text:
 class OneOf:
     values: tuple[str, ...]
 
-    def check(self, value: object, path: Path) -> str:
+    def check(self, value: object, path: FieldPath) -> str:
         if not isinstance(value, str):
             raise invalid_type(path, "a string", value)
         if value not in self.values:
@@ -99,7 +99,7 @@ class Array:
     items: Kind
     most: int | None = None
 
-    def check(self, value: object, path: Path) -> tuple[object, ...]:
+    def check(self, value: object, path: FieldPath) -> tuple[object, ...]:
         if not isinstance(value, list):
             raise invalid_type(path, "an array", value)
         if self.most is not None and len(value) > self.most:
@@ -118,7 +118,7 @@ class Object:
     members: tuple[tuple[str, Kind], ...] = ()
     required: tuple[str, ...] = ()
 
-    def check(self, value: object, path: Path) -> Mapping[str, object]:
+    def check(self, value: object, path: FieldPath) -> Mapping[str, object]:
         if not isinstance(value, dict):
             raise invalid_type(path, "an object", value)
         checked = dict(value)
@@ -147,7 +147,7 @@ class TextOrObject:
 
     words: tuple[str, ...]
 
-    def check(self, value: object, path: Path) -> object:
+    def check(self, value: object, path: FieldPath) -> object:
         if isinstance(value, dict):
             return value
         if not isinstance(value, str):
@@ -164,7 +164,7 @@ class Stops:
 
     most: int
 
-    def check(self, value: object, path: Path) -> tuple[str, ...]:
+    def check(self, value: object, path: FieldPath) -> tuple[str, ...]:
         if isinstance(value, str):
             texts: tuple[object, ...] = (value,)
         elif isinstance(value, list):
@@ -181,7 +181,7 @@ class Stops:
 class Biases:
     """{"token id": bias}, as pairs of token id and bias."""
 
-    def check(self, value: object, path: Path) -> tuple[tuple[int, float], ...]:
+    def check(self, value: object, path: FieldPath) -> tuple[tuple[int, float], ...]:
         if not isinstance(value, dict):
             raise invalid_type(path, "an object", value)
         pairs = []
@@ -205,7 +205,7 @@ class Prompt:
 
     most: int
 
-    def check(self, value: object, path: Path) -> tuple[str | tuple[int, ...], ...]:
+    def check(self, value: object, path: FieldPath) -> tuple[str | tuple[int, ...], ...]:
         if isinstance(value, str):
             return (well_formed(value),)
         if not isinstance(value, list):
@@ -234,7 +234,7 @@ class Prompt:
         }
 
 
-def _ids(value: object, path: Path) -> tuple[int, ...]:
+def _ids(value: object, path: FieldPath) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise invalid_type(path, "an array of token ids", value)
     if not value:

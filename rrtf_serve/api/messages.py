@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rrtf_serve.api.errors import Path, invalid_type, invalid_value, missing, unsupported
+from rrtf_serve.api.errors import FieldPath, invalid_type, invalid_value, missing, unsupported
 from rrtf_serve.api.kinds import Schema
 from rrtf_serve.models.tokens import well_formed
 
@@ -28,7 +28,7 @@ def read_messages(messages: Sequence[Mapping[str, object]]) -> list[dict[str, st
     return [_read(message, ("messages", index)) for index, message in enumerate(messages)]
 
 
-def _read(message: Mapping[str, object], path: Path) -> dict[str, str]:
+def _read(message: Mapping[str, object], path: FieldPath) -> dict[str, str]:
     role = message.get("role")
     if role is None:
         raise missing((*path, "role"), f"Give one of {', '.join(ROLES)}.")
@@ -39,7 +39,7 @@ def _read(message: Mapping[str, object], path: Path) -> dict[str, str]:
     return {"role": ROLES[role], "content": _content(message, role, (*path, "content"))}
 
 
-def _content(message: Mapping[str, object], role: str, path: Path) -> str:
+def _content(message: Mapping[str, object], role: str, path: FieldPath) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return well_formed(content)
@@ -54,7 +54,7 @@ def _content(message: Mapping[str, object], role: str, path: Path) -> str:
     raise missing(path, "Give the message's text.")
 
 
-def _part(part: object, path: Path) -> str:
+def _part(part: object, path: FieldPath) -> str:
     if not isinstance(part, dict):
         raise invalid_type(path, "an object", part)
     kind = part.get("type")

@@ -33,8 +33,8 @@ class ApiSettings:
     max_rows: int = 256  # completions made for one request: prompts x choices
     chat_max_tokens: int = 1024  # a chat that names no limit ends here, or where the context does
 
-    def admits(self, key: str) -> bool:
+    def admits(self, key: bytes) -> bool:
         """Whether one of the keys is this one, in a time that doesn't depend on how much of it is right."""
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        digest = hashlib.sha256(key).hexdigest()
         # Summed, since any() would stop at the first match.
         return sum(hmac.compare_digest(digest, known) for known in self.api_keys) > 0
