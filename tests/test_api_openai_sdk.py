@@ -80,7 +80,7 @@ def test_logprobs_of_the_greedy_choice_are_the_best(client: OpenAI, model: str) 
 
 
 def test_several_prompts_answer_as_each_alone(client: OpenAI, model: str) -> None:
-    # Continuations that the model is sure of: a batch differs from single rows by int8 rounding, enough for ties.
+    # Continuations that the model is sure of: in a batch int8 rounding differs, which is enough to tip a tie.
     prompts = [PROMPT, "1, 2, 3, 4, 5, 6, 7,", "A B C D E F G H"]
     options: Any = {"model": model, "max_tokens": 4, "temperature": 0}
     together = client.completions.create(prompt=prompts, **options)
