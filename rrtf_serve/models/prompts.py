@@ -11,6 +11,7 @@ model's own template is read as its vendor reads it: marker strings anywhere in 
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -156,11 +157,11 @@ class Prompts:
         return self._fim_ids
 
     def _without_open_character(self, ids: list[int]) -> list[int]:
-        for cut in range(min(4, len(ids))):  # a character has at most four bytes
-            kept = ids[: len(ids) - cut]
-            tail = b"".join(self._tokenizer.token_bytes(token) for token in kept[-4:])
-            if not tail[-4:].decode("utf-8", "replace").endswith("\ufffd"):
-                return kept
+        for length in range(len(ids), max(len(ids) - 4, -1), -1):  # a character has at most four bytes
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            decoder.decode(b"".join(self._tokenizer.token_bytes(token) for token in ids[:length][-4:]))
+            if not decoder.getstate()[0]:  # no bytes wait for the rest of their character
+                return ids[:length]
         return ids
 
     def _known(self, tokens: Iterable[str]) -> frozenset[int]:
