@@ -280,6 +280,18 @@ def test_a_torn_marker_means_hashing_again(store: Store, tmp_path: Path, hashed:
     assert hashed == [path, path]
 
 
+def test_a_store_that_cannot_be_written_only_costs_time(
+    tmp_path: Path, hashed: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file" / "home")
+    path = gguf(tmp_path / "mine.gguf")
+    with caplog.at_level(logging.INFO):
+        assert store.fetch(str(path)).digest == store.fetch(str(path)).digest == sha256(GGUF)
+    assert hashed == [path, path]
+    assert "will be hashed again next time" in caplog.text
+
+
 # Two processes
 
 

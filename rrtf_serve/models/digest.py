@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from rrtf_serve.models.download import file_sha256
 
 BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # the hub's own digests: Git's SHA-1 of small files, SHA-256
+
+logger = logging.getLogger(__name__)
 
 
 class Verified:
@@ -21,12 +24,12 @@ class Verified:
 
     def sha256(self, path: Path) -> str:
         """Lower-case hexadecimal SHA-256 of `path`, read from its marker where the file is as it was."""
-        marker = self._marker(path)
+        state = _state(path)
         try:
-            record = json.loads(marker.read_text("utf-8"))
-            if [record["size"], record["mtime_ns"]] == _state(path):
+            record = json.loads(self._marker(path).read_text("utf-8"))
+            if [record["size"], record["mtime_ns"]] == state:
                 return str(record["sha256"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass  # no marker, or one cut short: hash the file
         return self.remember(path, file_sha256(path))
 
@@ -34,11 +37,15 @@ class Verified:
         """Note that `path`, as it is now, has this digest; returns the digest."""
         size, mtime_ns = _state(path)
         marker = self._marker(path)
-        marker.parent.mkdir(parents=True, exist_ok=True)
         fresh = marker.with_name(f"{marker.name}.{os.getpid()}")
         record = {"path": str(path), "size": size, "mtime_ns": mtime_ns, "sha256": sha256}
-        fresh.write_text(json.dumps(record), "utf-8")
-        fresh.replace(marker)
+        try:
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_text(json.dumps(record), "utf-8")
+            fresh.replace(marker)
+        except OSError as error:
+            # A store that can't be written to, as in a read-only image, costs time and nothing else.
+            logger.info("%s will be hashed again next time (%s)", path, error)
         return sha256
 
     def _marker(self, path: Path) -> Path:

@@ -23,6 +23,7 @@ CHUNK = 256 * 1024  # what a killed process loses at most
 TIMEOUT = (5.0, 30.0)  # seconds to connect, and between two chunks
 ATTEMPTS = 5  # in a row that bring no new byte
 LONGEST_PAUSE = 8.0  # seconds
+DROPPED = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 BUSY = {408, 429, 500, 502, 503, 504}  # worth another attempt
 
 logger = logging.getLogger(__name__)
@@ -71,10 +72,9 @@ def download(
         try:
             _attempt(session, url, partial, on_bytes)
             break
-        except (InterruptedDownloadError, requests.ConnectionError, requests.Timeout) as error:
-            _give_up_on(error, url, fruitless := 0 if _size(partial) > before else fruitless + 1)
-        except requests.exceptions.ChunkedEncodingError as error:
-            _give_up_on(error, url, fruitless := 0 if _size(partial) > before else fruitless + 1)
+        except (InterruptedDownloadError, *DROPPED) as error:
+            fruitless = 0 if _size(partial) > before else fruitless + 1
+            _give_up_on(error, url, fruitless)
         except requests.RequestException as error:
             raise connection_failure(error, url) from error
         except OSError as error:

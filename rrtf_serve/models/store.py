@@ -218,9 +218,9 @@ class Store:
 
     def _hub(self, repo: str, file: str | None, revision: str | None, progress: bool) -> Source:
         if file is None:
-            with self.lock(safe_name(repo)):
+            with self.lock(repo.partition("/")[2]):
                 return self._hub_folder(repo, revision, None, progress)
-        with self.lock(safe_name(f"{repo}-{file}")):
+        with self.lock(name_of(Path(file))):
             got = hub.fetch_file(repo, revision, file, progress=progress)
             digest = self._expect(got.path, got.sha256, "the hub")
         origin = f"hub:{repo}@{got.commit}"
