@@ -109,6 +109,7 @@ REFUSALS = [
     (COMPLETIONS, completion(logprobs=-1), "logprobs", "invalid_value"),
     (COMPLETIONS, completion(logprobs=21), "logprobs", "invalid_value"),
     (COMPLETIONS, completion(stop=["x"] * 1000), "stop", "invalid_value"),
+    (COMPLETIONS, completion(stop=["x" * 3000] * 2), "stop", "invalid_value"),
     (COMPLETIONS, completion(n=3, best_of=2), "best_of", "invalid_value"),
     (COMPLETIONS, completion(best_of=2, stream=True), "best_of", "invalid_value"),
     (COMPLETIONS, completion(stream_options={}), "stream_options", "invalid_value"),
@@ -195,6 +196,17 @@ def test_context_error_carries_the_numbers(server: Running) -> None:
         "This model's maximum context length is 512 tokens. However, you requested 513 tokens "
         "(3 in the prompt, 510 in the completion). Please reduce the length of the prompt or completion."
     )
+
+
+def test_megabytes_of_text_are_refused_before_all_of_it_is_encoded(server: Running) -> None:
+    text = "a" * 4_000_000
+    for path, body in (
+        (COMPLETIONS, {"prompt": text}),
+        (CHAT, chat(messages=[{**HELLO[0], "content": text}])),
+    ):
+        error = httpx.post(server.address + path, json=body, timeout=60).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert 512 < error["n_prompt_tokens"] < 60_000
 
 
 def test_unknown_things(server: Running) -> None:

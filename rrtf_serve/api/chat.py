@@ -10,7 +10,7 @@ from rrtf_serve.api.errors import invalid_value
 from rrtf_serve.api.fields import CHAT_FIELDS, parse
 from rrtf_serve.api.generation import Job, room
 from rrtf_serve.api.messages import read_messages
-from rrtf_serve.api.options import check_model, check_rows, include_usage, sampling
+from rrtf_serve.api.options import check_length, check_model, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import ChatShape
 
@@ -24,7 +24,7 @@ async def plan_chat(served: Served, settings: ApiSettings, body: dict[str, objec
     check_rows(settings, 1, values["n"])
     messages = read_messages(values["messages"])
     try:
-        ids = tuple(await asyncio.to_thread(served.prompts.chat, messages))  # as in completions
+        ids = await asyncio.to_thread(_encode, served, messages)  # as in completions
     except ValueError as error:  # PromptError, or what the model's own template says
         raise invalid_value(("messages",), str(error)) from error
     asked = values["max_completion_tokens"] or values["max_tokens"]
@@ -51,3 +51,8 @@ async def plan_chat(served: Served, settings: ApiSettings, body: dict[str, objec
         show_logprobs=top is not None,
         dropped=parsed.dropped,
     )
+
+
+def _encode(served: Served, messages: list[dict[str, str]]) -> tuple[int, ...]:
+    check_length(served, "".join(message["content"] for message in messages), ("messages",))
+    return tuple(served.prompts.chat(messages))

@@ -9,7 +9,7 @@ from rrtf_serve.api.answer import Echo, Plan
 from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Values, parse
 from rrtf_serve.api.generation import Job, Scored, refusals, room
-from rrtf_serve.api.options import check_model, check_rows, include_usage, sampling
+from rrtf_serve.api.options import check_length, check_model, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
 from rrtf_serve.models.prompts import PromptError
@@ -75,6 +75,7 @@ def _encode(
         elif values["suffix"]:
             ids = _infill(served, prompt, values["suffix"], context, asked)
         else:
+            check_length(served, prompt, ("prompt",))
             ids = tuple(served.prompts.completion(prompt))
         if not ids:
             raise invalid_value(path, "it is empty; the model needs at least one token to start from.")
@@ -88,9 +89,8 @@ def _own_ids(
     if values["suffix"]:
         raise unsupported(("suffix",), "It goes with a text prompt, not with token ids.")
     size = served.tokenizer.size
-    for token in prompt:
-        if token >= size:
-            raise invalid_value(path, f"token id {str(token)[:20]} is outside the vocabulary of {size}.")
+    if max(prompt) >= size:
+        raise invalid_value(path, f"token id {str(max(prompt))[:20]} is outside the vocabulary of {size}.")
     return prompt
 
 

@@ -39,6 +39,7 @@ from rrtf_serve.api.kinds import (
 from rrtf_serve.engine.protocol import Capabilities
 
 MAX_STOPS = 256  # each is looked for in every piece of text
+MAX_STOP_CHARACTERS = 4096
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 128  # in one request
 MAX_CHOICES = 128  # n and best_of; ApiSettings.max_rows bounds their product with the prompts
@@ -211,7 +212,12 @@ SHARED = (
     Field("top_k", Integer(-1), default=0, note="0 and -1: no limit. Not an OpenAI field."),
     Field("min_p", Number(0, 1), min_p, default=0.0, note="Not an OpenAI field."),
     Field("repetition_penalty", Number(0.01, 10), default=1.0, note="1: none. Not an OpenAI field."),
-    Field("stop", Stops(MAX_STOPS), default=(), note="Any number; the stop itself isn't returned."),
+    Field(
+        "stop",
+        Stops(MAX_STOPS, MAX_STOP_CHARACTERS),
+        default=(),
+        note="Any number; the stop itself isn't returned.",
+    ),
     Field("stream_options", _STREAM_OPTIONS, stream_options),
     Field("seed", Integer(-(2**63), 2**64 - 1), seed, note="Neutral with temperature 0."),
     Field("presence_penalty", Number(-2, 2), penalty, default=0.0),

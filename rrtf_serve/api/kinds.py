@@ -163,6 +163,7 @@ class Stops:
     """A string or a list of strings; empty ones are let go, since they would match everywhere."""
 
     most: int
+    characters: int  # of all together: each row of a request builds its own tables from them
 
     def check(self, value: object, path: FieldPath) -> tuple[str, ...]:
         if isinstance(value, str):
@@ -171,10 +172,14 @@ class Stops:
             texts = Array(Text(), self.most).check(value, path)
         else:
             raise invalid_type(path, "a string or an array of strings", value)
-        return tuple(well_formed(text) for text in texts if isinstance(text, str) and text)
+        stops = tuple(well_formed(text) for text in texts if isinstance(text, str) and text)
+        if sum(map(len, stops)) > self.characters:
+            raise invalid_value(path, f"at most {self.characters} characters in all stop strings together.")
+        return stops
 
     def schema(self) -> Schema:
-        return {"anyOf": [{"type": "string"}, Array(Text(), self.most).schema()]}
+        text = {"type": "string", "maxLength": self.characters}
+        return {"anyOf": [text, {"type": "array", "items": text, "maxItems": self.most}]}
 
 
 @dataclass(frozen=True)
@@ -239,6 +244,8 @@ def _ids(value: object, path: FieldPath) -> tuple[int, ...]:
         raise invalid_type(path, "an array of token ids", value)
     if not value:
         raise invalid_value(path, "must not be an empty array.")
+    if all(type(item) is int for item in value) and min(value) >= 0:
+        return tuple(value)
     kind = Integer(0)
     return tuple(kind.check(item, (*path, index)) for index, item in enumerate(value))
 

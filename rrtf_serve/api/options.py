@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rrtf_serve.api.errors import ApiError, invalid_value
+from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, invalid_value
 from rrtf_serve.api.fields import Values
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.engine.protocol import Sampling
+
+PLAUSIBLE_CHARACTERS = 8  # per token, of code or prose; more than that is looked at in pieces first
+PIECE_CHARACTERS = 50_000
 
 
 def check_model(served: Served, model: str | None) -> None:
@@ -19,6 +22,22 @@ def check_model(served: Served, model: str | None) -> None:
             "model_not_found",
             path=("model",),
         )
+
+
+def check_length(served: Served, text: str, path: FieldPath) -> None:
+    """Refuse a text far beyond the context without encoding all of it, which takes seconds per megabyte.
+
+    Raises ApiError context_length_exceeded; the number of tokens in it is then that of the text's beginning.
+    """
+    context = served.scheduler.capabilities.max_context
+    if len(text) <= PLAUSIBLE_CHARACTERS * context:
+        return
+    tokens = 0
+    for start in range(0, len(text), PIECE_CHARACTERS):
+        # Each cut may add a few tokens that the whole would not have.
+        tokens += len(served.tokenizer.encode(text[start : start + PIECE_CHARACTERS], specials=True)) - 64
+        if tokens > context:
+            raise context_length_exceeded(tokens, 1, context, path)
 
 
 def check_rows(settings: ApiSettings, prompts: int, copies: int) -> None:

@@ -121,12 +121,16 @@ class Tokenizer:
         with self._lock:
             self._backend.encode_special_tokens = not specials
             if not continues or self.byte_level:
-                return list(self._backend.encode(text, add_special_tokens=False).ids)
+                return self._ids(text)
             self._backend.normalizer, self._backend.pre_tokenizer = self._without_space
             try:
-                return list(self._backend.encode(text, add_special_tokens=False).ids)
+                return self._ids(text)
             finally:
                 self._backend.normalizer, self._backend.pre_tokenizer = self._with_space
+
+    def _ids(self, text: str) -> list[int]:
+        # Unlike `encode`, this lets other Python threads run meanwhile, and it leaves character offsets out.
+        return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def decode(self, ids: Iterable[int], *, skip_specials: bool = True) -> str:
         """The whole text of some ids. Bytes that are not UTF-8 become U+FFFD; unknown ids have no text."""
