@@ -9,7 +9,6 @@ transformers' own reading of a GGUF tokenizer is the reference, except where it 
 from __future__ import annotations
 
 import unicodedata
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +19,7 @@ import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
 from nasty import TEXTS, texts
+from reference_tokenizer import tokenizer_of_transformers
 from tiny_gguf import CONTROL, NORMAL, byte_level_fields, sentencepiece_fields, write_gguf
 
 from convert.gguf_metadata import read_metadata
@@ -50,11 +50,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = request.getfixturevalue(f"{request.param}_source").path
     folder = tmp_path_factory.mktemp(request.param)
     write_tokenizer(read_metadata(path), folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's deprecations
-        from transformers import AutoTokenizer
-
-        theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    theirs = tokenizer_of_transformers(path)
     backend = tokenizers.Tokenizer.from_str(theirs.backend_tokenizer.to_str())
     if request.param == "qwen":
         backend.normalizer = tokenizers.normalizers.NFC()

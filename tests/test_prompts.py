@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies
 from nasty import TEXTS, texts
+from reference_tokenizer import tokenizer_of_transformers
 from tiny_gguf import byte_level_fields, sentencepiece_fields, write_gguf
 
 from convert.gguf_metadata import read_metadata
@@ -15,6 +15,7 @@ from convert.tokenizer import read_tokenizer_settings, write_tokenizer
 from rrtf_serve.models.families import FAMILIES, ChatFormat, detect_family
 from rrtf_serve.models.prompts import PromptError, Prompts, docstring_first
 from rrtf_serve.models.source import Source
+from rrtf_serve.models.templates import ChatTemplateError
 from rrtf_serve.models.tokens import Tokenizer
 
 MARKERS = [
@@ -83,11 +84,7 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         bos_token=found.bos_token,
         end_tokens=found.end_tokens,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's deprecations
-        from transformers import AutoTokenizer
-
-        return made, AutoTokenizer.from_pretrained(source.path.parent, gguf_file=source.path.name)
+    return made, tokenizer_of_transformers(source.path)
 
 
 contents = strategies.text(alphabet="ab \n<|>'é_:é好😀", max_size=30)
@@ -188,6 +185,16 @@ def test_the_models_template_wins_and_can_be_overridden(tokenizer: Tokenizer) ->
     plain = prompts(tokenizer, "wizardcoder", chat_template=template, chat_format=ChatFormat.PLAIN)
     assert shown(tokenizer, plain.chat([USER])) == "Sort a list.\n"
     assert prompts(tokenizer, "wizardcoder").chat_stops == ("\n### Instruction:", "\n### Response:")
+
+
+def test_a_broken_chat_template_fails_chats_only(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = prompts(tokenizer, "starcoder", chat_template="{% if %}")
+    assert "does not compile" in caplog.text
+    assert made.infill("a", "b")
+    with pytest.raises(ChatTemplateError, match="does not compile"):
+        made.chat([USER])
 
 
 def test_messages_that_can_not_be_rendered_are_refused(tokenizer: Tokenizer, llama: Tokenizer) -> None:

@@ -12,11 +12,12 @@ model's own template is read as its vendor reads it: marker strings anywhere in 
 from __future__ import annotations
 
 import codecs
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rrtf_serve.models.families import FAMILIES, ChatFormat, Family
-from rrtf_serve.models.templates import ChatTemplate
+from rrtf_serve.models.templates import ChatTemplate, ChatTemplateError
 from rrtf_serve.models.tokens import Tokenizer
 
 _ALPACA_INTRODUCTION = (
@@ -25,6 +26,9 @@ _ALPACA_INTRODUCTION = (
 )
 # Far more characters than code has per token: longer text is cut before it is encoded, which is what costs.
 _CHARACTERS_PER_TOKEN = 32
+
+
+_log = logging.getLogger(__name__)
 
 
 class PromptError(ValueError):
@@ -66,14 +70,20 @@ class Prompts:
         end_tokens: Sequence[str],
         chat_format: ChatFormat | None = None,
     ) -> None:
-        """Raises ValueError on a chat template that does not compile."""
+        """A chat template that does not compile is logged and fails each `chat`; all else works."""
         self.family = family
         self._tokenizer = tokenizer
         self._bos_token = bos_token
         self._eos_token = end_tokens[0] if end_tokens else ""
         bos = tokenizer.token_id(bos_token) if add_bos and bos_token else None
         self._bos = [] if bos is None else [bos]
-        self._template = ChatTemplate(chat_template) if chat_template and chat_format is None else None
+        self._template: ChatTemplate | ChatTemplateError | None = None
+        if chat_template and chat_format is None:
+            try:
+                self._template = ChatTemplate(chat_template)
+            except ChatTemplateError as error:
+                _log.warning("%s; chat requests will be refused", error)
+                self._template = error
         self._format = chat_format or family.chat
         fim = family.fim
         self._fim_ids = None
@@ -98,6 +108,8 @@ class Prompts:
         """
         if not messages:
             raise PromptError("messages: at least one message is needed")
+        if isinstance(self._template, ChatTemplateError):
+            raise self._template
         if self._template is not None:
             text = self._template.render(messages, bos_token=self._bos_token, eos_token=self._eos_token)
             return self._tokenizer.encode(text, specials=True)
