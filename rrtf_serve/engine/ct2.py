@@ -13,7 +13,8 @@ What CTranslate2 leaves to its caller is done here:
 - a generator that outlives the interpreter aborts the process, so it is dropped at exit whatever happens
 
 Not covered: seeds, presence and frequency penalties, logit bias, min_p, joining a running batch. The
-repetition penalty counts generated tokens only, not the prompt.
+repetition penalty counts generated tokens only, not the prompt. With top_p the 8,192 best tokens are
+candidates.
 """
 
 from __future__ import annotations
@@ -129,8 +130,8 @@ class Ct2Engine:
         return Ct2Batch(self._loaded, self._vocabulary, rows, legs, sampling)
 
     def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
-        """See Engine.score. Raises ValueError on a prompt longer than `max_scored_tokens`; holds
-        4 x vocabulary x len(prompt) bytes while it runs."""
+        """See Engine.score. Raises ValueError on a prompt longer than `max_scored_tokens`. Holds
+        4 x vocabulary x len(prompt) bytes while it runs, and twice that at its peak with int8 weights."""
         self._check_ids(prompt)
         longest = self._capabilities.max_scored_tokens
         if len(prompt) > longest:
