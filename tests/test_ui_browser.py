@@ -183,10 +183,24 @@ def test_settings_and_presets_reach_the_server(visit: Visit, fake: Fake) -> None
     assert last_messages(fake) == [("system", "Answer in verse."), ("user", "Speak.")]
 
 
-def test_an_example_is_sent_when_chosen(visit: Visit, fake: Fake) -> None:
+def test_an_example_is_sent_when_chosen_and_can_be_stopped(visit: Visit, fake: Fake) -> None:
+    fake.pieces, fake.delay = 100_000, 0.02
     visit.page.locator("#talk").get_by_text("Explain a race condition").click()
-    expect(visit.chat_status).to_contain_text("20 tokens")
+    expect(visit.answers).to_contain_text("word5")
     assert last_messages(fake)[-1][1].startswith("Explain what a race condition is")
+    visit.page.get_by_role("button", name="Stop").click()
+    until(lambda: fake.running == 0)
+    expect(visit.chat_status).to_have_text("Stopped.")
+
+
+def test_what_is_typed_during_a_retry_stays(visit: Visit, fake: Fake) -> None:
+    visit.ask("A question")
+    expect(visit.chat_status).to_contain_text("20 tokens")
+    visit.box.fill("My next")
+    visit.page.locator("#talk").get_by_role("button", name="Retry").click()
+    until(lambda: len(fake.bodies) == 2)
+    expect(visit.page.get_by_role("button", name="Send")).to_be_visible()
+    expect(visit.box).to_have_value("My next")
 
 
 def test_pasted_code_is_shown_and_sent_as_typed(visit: Visit, fake: Fake) -> None:

@@ -29,6 +29,7 @@ EXAMPLES = {
 }
 
 Updates = AsyncGenerator[tuple[Any, ...]]  # values for the conversation, the box and the status line
+Settings = tuple[str, int, float, float]  # system prompt, max tokens, temperature, top-p
 Turn = dict[str, Any]  # a Chatbot message: role, content, and what Gradio adds
 
 
@@ -62,16 +63,15 @@ def messages(system: str, history: list[Turn]) -> list[ChatCompletionMessagePara
 def build(server: Server) -> None:
     """Place the pane in the current Blocks."""
 
-    async def answer(
-        history: list[Turn], system: str, max_tokens: int, temperature: float, top_p: float
-    ) -> Updates:
-        """Answer the last turn of `history`, the user's.
+    async def answer(history: list[Turn], typed: str | None, settings: Settings) -> Updates:
+        """Answer the last turn of `history`, the user's; `typed` is left in the box, None: what stands there.
 
         On a failure before the first word the question goes back into the box, so that it can be sent again.
         """
+        system, max_tokens, temperature, top_p = settings
         options = Options(int(max_tokens), temperature, top_p)
         progress = Progress()
-        yield history, busy_box(), status.line("Waiting for the model…")
+        yield history, busy_box(typed), status.line("Waiting for the model…")
         shown = 0.0
         try:
             async with aclosing(server.chat(messages(system, history), options)) as stream:
@@ -89,22 +89,22 @@ def build(server: Server) -> None:
         said = status.ending(progress, options.max_tokens)
         yield [*history, turn("assistant", progress.text)], idle_box(), said
 
-    async def send(text: str, history: list[Turn], *settings: Any) -> Updates:
+    async def send(text: str, history: list[Turn], *settings: *Settings) -> Updates:
         if not text.strip():
             yield gr.skip(), gr.skip(), status.line("Write a question first.")
             return
-        async with aclosing(answer([*history, turn("user", fenced(text))], *settings)) as updates:
+        async with aclosing(answer([*history, turn("user", fenced(text))], "", settings)) as updates:
             async for update in updates:
                 yield update
 
-    async def edit(event: gr.EditData, history: list[Turn], *settings: Any) -> Updates:
+    async def edit(event: gr.EditData, history: list[Turn], *settings: *Settings) -> Updates:
         asked = [*history[: _index(event)], turn("user", fenced(event.value))]
-        async with aclosing(answer(asked, *settings)) as updates:
+        async with aclosing(answer(asked, None, settings)) as updates:
             async for update in updates:
                 yield update
 
-    async def retry(event: gr.RetryData, history: list[Turn], *settings: Any) -> Updates:
-        async with aclosing(answer(history[: _index(event) + 1], *settings)) as updates:
+    async def retry(event: gr.RetryData, history: list[Turn], *settings: *Settings) -> Updates:
+        async with aclosing(answer(history[: _index(event) + 1], None, settings)) as updates:
             async for update in updates:
                 yield update
 
@@ -164,21 +164,25 @@ def build(server: Server) -> None:
         box.submit(send, [box, talk, *settings], **shared),
         talk.edit(edit, [talk, *settings], **shared),
         talk.retry(retry, [talk, *settings], **shared),
+        talk.example_select(example, None, box, **small).then(send, [box, talk, *settings], **shared),
     ]
     box.stop(lambda: (idle_box(), status.line(status.STOPPED)), None, [box, said], cancels=runs, **small)
     talk.clear(lambda: (idle_box(""), ""), None, [box, said], cancels=runs, **small)
     talk.undo(undo, talk, [talk, box, said], **small)
-    talk.example_select(example, None, box, **small).then(send, [box, talk, *settings], **shared)
 
 
-def busy_box() -> Any:
-    return gr.update(value="", submit_btn=False, stop_btn="Stop")
+def busy_box(text: str | None) -> Any:
+    """The box with its stop button; `text` None leaves what stands there, in case the user is typing."""
+    return _box(text, gr.update(submit_btn=False, stop_btn="Stop"))
 
 
 def idle_box(text: str | None = None) -> Any:
-    """The box with its send button; `text` None leaves what the user is typing meanwhile."""
-    box = gr.update(submit_btn="Send", stop_btn=False)
-    return box if text is None else box | {"value": text}
+    """The box with its send button; `text` as for `busy_box`."""
+    return _box(text, gr.update(submit_btn="Send", stop_btn=False))
+
+
+def _box(text: str | None, buttons: dict[str, Any]) -> dict[str, Any]:
+    return buttons if text is None else buttons | {"value": text}
 
 
 def _index(event: gr.EditData | gr.RetryData | gr.UndoData) -> int:
