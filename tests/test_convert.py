@@ -307,14 +307,17 @@ def test_an_unknown_quantisation_leaves_nothing(llama: Source, tmp_path: Path) -
 
 
 _MEASURED = """
-import resource, sys, time
+import re, sys, time
 sys.modules["torch"] = sys.modules["transformers"] = None  # importing either raises ImportError
 from pathlib import Path
 from convert.ct2 import convert
 from rrtf_serve.models.source import Kind, Source
 started = time.monotonic()
 convert(Source(Path(sys.argv[1]), Kind(sys.argv[3]), "m"), Path(sys.argv[2]), progress=False)
-print(time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+seconds = time.monotonic() - started
+# Not getrusage: a child's ru_maxrss begins at what its parent held when it forked.
+peak = re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())
+print(seconds, int(peak[1]) / 1024)
 """
 
 
@@ -337,7 +340,7 @@ def test_neither_torch_nor_transformers_is_needed(llama: Source, gguf_llama: Sou
 def test_smollm2_keeps_its_memory_small_and_its_wits(smollm2_source: Source, tmp_path: Path) -> None:
     seconds, megabytes = measured_conversion(smollm2_source, tmp_path / "out")
     assert seconds < 60
-    assert megabytes < 400
+    assert megabytes < 250
     folder = tmp_path / "out"
     assert 134e6 < (folder / "model.bin").stat().st_size < 137e6
     card = card_of(folder)
