@@ -77,7 +77,9 @@ def build(server: Server) -> None:
             async with aclosing(server.chat(messages(system, history), options)) as stream:
                 async for progress in stream:
                     if progress.text and time.monotonic() - shown >= UPDATE_SECONDS:
-                        yield [*history, turn("assistant", progress.text)], gr.skip(), ""
+                        # Cleared once only: an update on its way must not wipe out "Stopped."
+                        quiet = gr.skip() if shown else ""
+                        yield [*history, turn("assistant", progress.text)], gr.skip(), quiet
                         shown = time.monotonic()
         except AnswerError as problem:
             said = status.line(str(problem), "problem")

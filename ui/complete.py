@@ -121,7 +121,9 @@ def build(server: Server) -> None:
             async with aclosing(server.complete(prefix, suffix, options)) as stream:
                 async for progress in stream:
                     if progress.text and time.monotonic() - shown >= UPDATE_SECONDS:
-                        yield joined(progress.text), gr.skip(), gr.skip(), gr.skip(), gr.skip(), ""
+                        # Cleared once only: an update on its way must not wipe out "Stopped."
+                        quiet = gr.skip() if shown else ""
+                        yield joined(progress.text), *[gr.skip()] * 4, quiet
                         shown = time.monotonic()
         except AnswerError as problem:
             yield (
