@@ -215,7 +215,7 @@ def _mount_page(app: FastAPI, address: str, page_key: str | None, keys: frozense
 
 
 def _redirect_root(app: FastAPI, target: str) -> None:
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     def root() -> RedirectResponse:
         return RedirectResponse(target)
 

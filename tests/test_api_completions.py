@@ -140,6 +140,25 @@ class TestInfilling:
         post(server, {"prompt": "<|fim_middle|>", "suffix": "x", "max_tokens": 2})
         assert server.engine.started[-1].prompt.count(FIM["<|fim_middle|>"]) == 1
 
+    @pytest.mark.parametrize(
+        ("suffix", "text"),
+        [
+            ("\n\nprint(fib(10))\n", "n\n"),  # the one line there is
+            ("\n\nprint(fib(10))\n\nprint(x)", None),  # the second line differs: no repetition
+            ("  # end\nprint(fib(10))\n", "n\n"),  # the cursor's own line tells nothing
+            ("\n)\n", None),  # too short to tell
+            ("print(fib(10))", None),
+        ],
+    )
+    def test_a_repeated_suffix_ends_the_middle(self, suffix: str, text: str | None) -> None:
+        made = "n\n\nprint(fib(10))\nand so on"
+        with serving(FakeEngine(script=lambda _: made.encode())) as server:
+            choice = post(server, {"prompt": "return ", "suffix": suffix, "max_tokens": len(made)})[
+                "choices"
+            ][0]
+        expected = (text, "stop") if text is not None else (made, "length")
+        assert (choice["text"], choice["finish_reason"]) == expected
+
     def test_an_empty_or_null_suffix_is_none(self, server: Running) -> None:
         for suffix in ("", None):
             post(server, {"prompt": "ab", "suffix": suffix, "max_tokens": 2})

@@ -18,6 +18,8 @@ from rrtf_serve.models.tokens import Detokenizer, Tokenizer
 Prompt = str | tuple[int, ...]
 
 DEFAULT_MAX_TOKENS = 16  # as OpenAI documents
+REPEATED_LINES = 2
+REPEATED_CHARACTERS = 8  # less, such as a closing bracket, is no sign of a repetition
 
 
 async def plan_completion(served: Served, settings: ApiSettings, body: dict[str, object]) -> Plan:
@@ -44,7 +46,7 @@ async def plan_completion(served: Served, settings: ApiSettings, body: dict[str,
             rooms,
             sampling(values, asked if asked is not None or not ranked else 0),
             served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
-            values["stop"] + (served.prompts.infill_stops if infill else ()),
+            values["stop"] + (_infill_stops(served, values["suffix"]) if infill else ()),
         ),
         shape=CompletionShape(
             served.tokenizer,
@@ -109,6 +111,19 @@ def _infill(served: Served, prefix: str, suffix: str, context: int, asked: int |
         return tuple(served.prompts.infill_limited(prefix, suffix, context - completion))
     except PromptError as error:
         raise invalid_value(("suffix",), str(error)) from error
+
+
+def _infill_stops(served: Served, suffix: str) -> tuple[str, ...]:
+    """Where the middle ends though no end token came: small models go on and write the suffix once more.
+
+    Its first two lines with text in them tell: one line alone may well occur in the middle, too. What stands
+    before the suffix's first line break completes the cursor's own line and tells nothing.
+    """
+    lines = suffix.partition("\n")[2].lstrip("\n").split("\n")
+    filled = [number for number, line in enumerate(lines) if line.strip()][:REPEATED_LINES]
+    head = "\n".join(lines[: filled[-1] + 1]) if filled else ""
+    repeated = (f"\n{head}",) if len(head.strip()) >= REPEATED_CHARACTERS else ()
+    return served.prompts.infill_stops + repeated
 
 
 async def _echoes(
