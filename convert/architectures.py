@@ -26,10 +26,7 @@ _ACTIVATIONS = {
     "gelu_fast": common_spec.Activation.GELUTanh,
     "gelu_pytorch_tanh": common_spec.Activation.GELUTanh,
 }
-_ROPE = {
-    "linear": attention_spec.RotaryScalingType.Linear,
-    "llama3": attention_spec.RotaryScalingType.Llama3,
-}
+_LINEAR = attention_spec.RotaryScalingType.Linear
 _TIE_SAMPLE = 1024  # rows compared to find out whether two stored copies are one matrix
 
 
@@ -222,14 +219,14 @@ class _Layout:
                 "rotary_interleave": False,
                 "rotary_base": config.rope_theta,
                 "num_heads_kv": config.kv_heads if config.kv_heads != config.heads else None,
-                "rotary_scaling_type": _ROPE[scaling.kind] if scaling else None,
+                "rotary_scaling_type": _LINEAR if scaling else None,
                 "rotary_scaling_factor": scaling.factor if scaling else 1,
             }
             if config.head_dim * config.heads != config.hidden:
                 options["head_dim"] = config.head_dim
         elif config.multi_query:
             options = {"multi_query_attention": True}
-        spec = transformer_spec.TransformerDecoderModelSpec.from_config(
+        return transformer_spec.TransformerDecoderModelSpec.from_config(
             config.layers,
             config.heads,
             pre_norm=True,
@@ -238,11 +235,6 @@ class _Layout:
             rms_norm=not self.family.norm_bias,
             **options,
         )
-        if config.rope_scaling and config.rope_scaling.kind == "llama3":
-            for layer in spec.decoder.layer:
-                layer.self_attention.rotary_low_freq_factor = config.rope_scaling.low_freq_factor
-                layer.self_attention.rotary_high_freq_factor = config.rope_scaling.high_freq_factor
-        return spec
 
     def _layer(self, layer: Any, index: int) -> None:
         config = self.config

@@ -181,4 +181,4 @@ def _rope_scaling(metadata: GgufMetadata, architecture: str) -> RopeScaling | No
         return None
     if kind != "linear":
         raise ModelError(f"{metadata.path}: rotary scaling {kind!r} can't be converted; known: linear")
-    return RopeScaling("linear", metadata.number(f"{architecture}.rope.scaling.factor") or 1.0)
+    return RopeScaling(metadata.number(f"{architecture}.rope.scaling.factor") or 1.0)

@@ -241,5 +241,5 @@ def _rope_scaling(record: Record) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind == "linear":
-        return RopeScaling("linear", record.number("factor", 1.0))
+        return RopeScaling(record.number("factor", 1.0))
     raise ModelError(f"{record.path}: rotary scaling {kind!r} can't be converted; known: default, linear")

@@ -27,12 +27,9 @@ Naming = Literal["gguf", "hf"]
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Stretching of rotary positions; `kind` is "linear" or "llama3"."""
+    """Linear stretching of rotary positions: they are divided by `factor`."""
 
-    kind: Literal["linear", "llama3"]
     factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
 
 
 @dataclass(frozen=True)
