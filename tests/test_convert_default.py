@@ -66,7 +66,6 @@ def test_bytes_equal_the_long_way_round(qwen_source: Source, converted: Path, tm
         )
     model.model.embed_tokens.weight = model.lm_head.weight
     model.config.tie_word_embeddings = True
-    del model.config.quantization_config
     model.hf_quantizer = None
     model.save_pretrained(tmp_path / "hf")
     del model
