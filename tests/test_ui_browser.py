@@ -156,7 +156,7 @@ def test_retry_undo_and_clear(visit: Visit, fake: Fake) -> None:
     visit.page.locator("#talk").get_by_role("button", name="Undo").click()
     expect(visit.questions).to_have_count(0)
     expect(visit.box).to_have_value("A question")
-    visit.box.press("Enter")
+    visit.box.press("Control+Enter")
     expect(visit.answers).to_have_count(1)
     expect(visit.chat_status).to_contain_text("20 tokens")
     visit.page.locator("#talk").get_by_role("button", name="Clear").click()
