@@ -38,7 +38,7 @@ def convert(
     """Convert `source` into the folder `destination` and return it.
 
     The folder appears only once it is complete. `quantization` is one of `writer.QUANTIZATIONS`; `progress`
-    shows a bar on stderr; `force` replaces a model folder that is there already. Raises ModelError for what
+    shows a bar where stderr is a terminal; `force` replaces a model folder that is there already. Raises ModelError for what
     the user can mend, ValueError on an unknown quantisation.
     """
     if _inside(source, destination):
@@ -56,7 +56,7 @@ def convert(
             _write_json(folder / "vocabulary.json", vocabulary)
             _write_json(folder / "config.json", _runtime_config(specification, checkpoint))
             total = sum(variable.size for variable in variables)
-            with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+            with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
 
                 def advance(name: str, count: int) -> None:
                     bar.set_description_str(name.removeprefix("decoder/"), refresh=False)
