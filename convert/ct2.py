@@ -38,8 +38,8 @@ def convert(
     """Convert `source` into the folder `destination` and return it.
 
     The folder appears only once it is complete. `quantization` is one of `writer.QUANTIZATIONS`; `progress`
-    shows a bar where stderr is a terminal; `force` replaces a model folder that is there already. Raises ModelError for what
-    the user can mend, ValueError on an unknown quantisation.
+    shows a bar where stderr is a terminal; `force` replaces a model folder that is there already. Raises
+    ModelError for what the user can mend, ValueError on an unknown quantisation.
     """
     if _inside(source, destination):
         raise ModelError(f"{destination}: lies in or around the source {source.path}; take another folder")
