@@ -88,6 +88,8 @@ def test_text_comes_back_as_it_went(
     tokenizer: Tokenizer, bytes_known: frozenset[int], text: str, more: str
 ) -> None:
     assume(bytes_known.issuperset((text + more).encode()))
+    if tokenizer.decode(tokenizer.encode("\u2581", specials=False)) != "\u2581":
+        assume("\u2581" not in text + more)  # SentencePiece can't tell it from the space that it stands for
     normal = tokenizer._backend.normalizer
     if isinstance(normal, tokenizers.normalizers.NFC):
         text, more = normal.normalize_str(text), normal.normalize_str(more)
