@@ -48,6 +48,8 @@ EXAMPLES = """examples:
   RRTF_API_KEYS=one,two rrtf-serve --host 0.0.0.0   ask every client for a key
 """
 
+LISTEN_BACKLOG = 2048  # connections that wait while the event loop is busy
+
 log = logging.getLogger("rrtf_serve")
 
 
@@ -184,11 +186,8 @@ async def serve(config: ServeConfig, folder: Path, keys: frozenset[str], listene
         page = config.ui and _mount_page(app, address, page_key, keys)
         _redirect_root(app, "/ui" if page else "/docs")
         log.info("model loaded in %.1f s", time.monotonic() - started)
-        print(
-            banner(served.name, address, page=page, keys=bool(keys), infill=served.prompts.has_infill),
-            flush=True,
-        )
-        await _run(app, listener, config.drain_seconds)
+        text = banner(served.name, address, page=page, keys=bool(keys), infill=served.prompts.has_infill)
+        await _run(app, listener, config.drain_seconds, greeting=text)
     finally:
         await scheduler.close(config.drain_seconds)
         engine.close()
@@ -223,6 +222,15 @@ def _redirect_root(app: FastAPI, target: str) -> None:
 class _Server(uvicorn.Server):
     """Ends the endless streams of open pages first: a graceful shutdown would wait for them all its time."""
 
+    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+        super().__init__(config)
+        self._greeting = greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # Not before: whoever reads the address may use it at once.
+        print(self._greeting, flush=True)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         app = self.config.app
         if isinstance(app, FastAPI) and hasattr(app.state, "close_page"):  # no page, no streams
@@ -230,7 +238,12 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def _run(app: FastAPI, listener: socket.socket, drain_seconds: float) -> None:
+async def _run(app: FastAPI, listener: socket.socket, drain_seconds: float, *, greeting: str) -> None:
+    try:
+        listener.listen(LISTEN_BACKLOG)
+    except OSError as error:  # another server that was still loading took the port first
+        host, port = listener.getsockname()[:2]
+        raise _taken(host, port, error) from error
     server = _Server(
         uvicorn.Config(
             app,
@@ -240,7 +253,9 @@ async def _run(app: FastAPI, listener: socket.socket, drain_seconds: float) -> N
             # Behind TLS or a proxy of the user's own; never trusted by default.
             proxy_headers=False,
             server_header=False,
-        )
+            backlog=LISTEN_BACKLOG,
+        ),
+        greeting,
     )
     await server.serve(sockets=[listener])
 
@@ -259,11 +274,15 @@ def reserve(host: str, port: int) -> socket.socket:
         listener.bind(place)
     except OSError as error:
         listener.close()
-        raise ValueError(
-            f"--port {port}: can't listen on {host}:{port} ({error.strerror}); is another server running? "
-            "Choose another with --port"
-        ) from error
+        raise _taken(host, port, error) from error
     return listener
+
+
+def _taken(host: str, port: int, error: OSError) -> ValueError:
+    return ValueError(
+        f"--port {port}: can't listen on {host}:{port} ({error.strerror}); is another server running? "
+        "Choose another with --port"
+    )
 
 
 def address_of(listener: socket.socket) -> str:

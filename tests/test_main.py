@@ -1,5 +1,6 @@
 """The composition root: what it prints, what it refuses, and the base install that serves without torch."""
 
+import asyncio
 import json
 import os
 import re
@@ -13,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
-from rrtf_serve.main import address_of, banner, hash_key, main, read_api_keys, reserve
+from rrtf_serve.main import _run, address_of, banner, hash_key, main, read_api_keys, reserve
 from rrtf_serve.models.source import Source
 
 PROJECT = Path(__file__).parents[1]
@@ -26,6 +28,15 @@ def test_reserve_names_the_port_that_is_taken() -> None:
         port = first.getsockname()[1]
         with pytest.raises(ValueError, match=rf"--port {port}: .*Choose another"):
             reserve("127.0.0.1", port)
+
+
+def test_two_servers_that_loaded_at_once_do_not_share_a_port() -> None:
+    with reserve("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with reserve("127.0.0.1", port) as second:  # neither listens yet
+            first.listen()
+            with pytest.raises(ValueError, match=rf"--port {port}: .*Choose another"):
+                asyncio.run(_run(FastAPI(), second, 1.0, greeting=""))
 
 
 def test_a_wildcard_address_is_shown_as_loopback() -> None:
@@ -124,7 +135,7 @@ def test_a_gguf_file_is_converted_once_and_served(smollm2_source: Source, tmp_pa
         refusal.value.close()
         # A browser that opens / is sent to the page, which asks for the key.
         with urllib.request.urlopen(f"{address}/", timeout=30) as page:
-            assert page.url.rstrip("/").endswith("/ui")
+            assert page.url == f"{address}/ui/sign-in"
     folders = list((tmp_path / "converted").iterdir())
     before = [(folder, folder.stat().st_mtime_ns) for folder in folders if folder.is_dir()]
     assert len(before) == 1
