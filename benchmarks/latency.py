@@ -13,9 +13,9 @@ from benchmarks.spread import summary
 from rrtf_serve.config import ServeConfig
 from rrtf_serve.engine.ct2 import Ct2Engine
 from rrtf_serve.engine.protocol import Request, Sampling
-from rrtf_serve.main import prepare
 from rrtf_serve.models.folder import describe
 from rrtf_serve.models.tokens import Tokenizer
+from rrtf_serve.preparation import prepare
 
 CODE = '''def quicksort(items):
     """Sort a list of numbers and return a new list."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct"
-# CTranslate2's storage types; what a machine can compute in is checked when the model is loaded.
-QUANTIZATIONS = (
-    "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32",
-)  # fmt: skip
+from rrtf_serve.models import catalog
+from rrtf_serve.models.folder import QUANTIZATIONS
+
+DEFAULT_MODEL = catalog.DEFAULT
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class ServeConfig:
             raise ValueError(f"--device {self.device}: must be auto, cpu or cuda")
         if self.context_length is not None and self.context_length < 2:
             raise ValueError(f"--context-length must be at least 2, not {self.context_length}")
-        if self.drain_seconds < 0:
-            raise ValueError(f"--drain-seconds must not be negative, not {self.drain_seconds}")
+        if not 0 <= self.drain_seconds <= 86_400:  # written so that NaN fails it
+            raise ValueError(f"--drain-seconds must be between 0 and 86400, not {self.drain_seconds}")
 
 
 def flag(name: str) -> str:

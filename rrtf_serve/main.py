@@ -10,34 +10,31 @@ import argparse
 import asyncio
 import hashlib
 import logging
-import multiprocessing
 import os
 import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from rrtf_serve import __version__
 from rrtf_serve.api.app import ApiSettings, Served, create_app
 from rrtf_serve.config import ServeConfig, read_config
 from rrtf_serve.engine.ct2 import Ct2Engine
 from rrtf_serve.engine.scheduler import Scheduler
+from rrtf_serve.greeting import banner
 from rrtf_serve.models import catalog
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.families import FAMILIES, detect_family
 from rrtf_serve.models.folder import Card, describe
 from rrtf_serve.models.prompts import Prompts
-from rrtf_serve.models.source import Kind, Source
-from rrtf_serve.models.store import Store
 from rrtf_serve.models.tokens import Tokenizer
+from rrtf_serve.parts import find_part
+from rrtf_serve.preparation import prepare
+from rrtf_serve.process import address_of, reserve, run
 
 EXAMPLES = """examples:
   rrtf-serve                                        the default model, on http://127.0.0.1:8000
@@ -47,8 +44,6 @@ EXAMPLES = """examples:
   rrtf-serve --prepare                              fetch and convert, then stop
   RRTF_API_KEYS=one,two rrtf-serve --host 0.0.0.0   ask every client for a key
 """
-
-LISTEN_BACKLOG = 2048  # connections that wait while the event loop is busy
 
 log = logging.getLogger("rrtf_serve")
 
@@ -62,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         keys = read_api_keys(config.api_key_file)
     except ValueError as error:
         parser.error(str(error))  # exits with 2
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="rrtf-serve: %(message)s")
+    logging.getLogger("rrtf_serve").setLevel(logging.INFO)  # what is fetched, from where
     try:
         if prepare_only:
             print(prepare(config))
@@ -74,74 +70,12 @@ def main(argv: list[str] | None = None) -> int:
     except (ModelError, ValueError, OSError) as error:
         print(f"rrtf-serve: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # while preparing: a server that runs ends by itself
         print(
             "\nrrtf-serve: stopped; what was fetched so far is kept and the next start goes on",
             file=sys.stderr,
         )
         return 130
-
-
-def prepare(config: ServeConfig) -> Path:
-    """The folder to serve: fetched and converted where that is still to be done.
-
-    Raises ModelError.
-    """
-    store = Store()
-    source = store.fetch(config.model, revision=config.revision)
-    if source.kind is Kind.CT2:
-        return source.path
-    if source.kind is Kind.GPTQ:
-        raise ModelError(
-            f"{source.path}: GPTQ checkpoints can't be served yet; serve the model it was made from"
-        )
-    folder = store.converted(source, config.quantization)
-    if folder.is_dir():
-        return folder
-    with store.lock(folder.name):
-        if not folder.is_dir():  # another process may have made it while this one waited
-            _convert_apart(source, folder, config.quantization)
-    return folder
-
-
-def _convert_apart(source: Source, folder: Path, quantization: str) -> None:
-    """Convert in a process of its own, so that the server never carries the conversion's memory."""
-    print(f"rrtf-serve: converting {source.name} to CTranslate2 {quantization}, once", file=sys.stderr)
-    # spawn: a fork would inherit threads of whatever was imported so far.
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    worker = context.Process(target=_convert, args=(source, folder, quantization, sender))
-    worker.start()
-    sender.close()
-    try:
-        message = receiver.recv()
-    except EOFError:
-        message = "it was killed, most likely for want of memory"
-    finally:
-        worker.join()
-        receiver.close()
-    if message:
-        raise ModelError(f"converting {source.name} failed: {message}")
-
-
-def _convert(source: Source, folder: Path, quantization: str, sender: Any) -> None:
-    try:
-        _entry_point("rrtf_serve.converters", "ct2")(source, folder, quantization=quantization)
-    except (ModelError, OSError, ValueError) as error:
-        sender.send(str(error))
-    else:
-        sender.send("")
-    finally:
-        sender.close()
-
-
-def _entry_point(group: str, name: str) -> Callable[..., Any]:
-    for entry in entry_points(group=group, name=name):
-        loaded: Callable[..., Any] = entry.load()
-        return loaded
-    raise ModelError(
-        f"no {name!r} in entry-point group {group}: reinstall the package (pip install rrtf-serve)"
-    )
 
 
 async def serve(config: ServeConfig, folder: Path, keys: frozenset[str], listener: socket.socket) -> int:
@@ -184,12 +118,12 @@ async def serve(config: ServeConfig, folder: Path, keys: frozenset[str], listene
         app = create_app(served, settings=ApiSettings(api_keys=frozenset(digests)))
         address = address_of(listener)
         page = config.ui and _mount_page(app, address, page_key, keys)
-        _redirect_root(app, "/ui" if page else "/docs")
+        _add_root(app, page=page)
         log.info("model loaded in %.1f s", time.monotonic() - started)
         text = banner(served.name, address, page=page, keys=bool(keys), infill=served.prompts.has_infill)
-        await _run(app, listener, config.drain_seconds, greeting=text)
+        await run(app, listener, scheduler, config.drain_seconds, greet=lambda: print(text, flush=True))
     finally:
-        await scheduler.close(config.drain_seconds)
+        await scheduler.close(0)
         engine.close()
     return 0
 
@@ -204,7 +138,7 @@ def _aliases(card: Card, served_name: str | None) -> tuple[str, ...]:
 def _mount_page(app: FastAPI, address: str, page_key: str | None, keys: frozenset[str]) -> bool:
     """Mount the page where its packages are installed; a server without them is complete, so only say it."""
     try:
-        mount = _entry_point("rrtf_serve.pages", "ui")
+        mount = find_part("rrtf_serve.pages", "ui")
     except ModuleNotFoundError as error:
         print(f"rrtf-serve: no page: {error.name} is missing (pip install 'rrtf-serve[ui]')", file=sys.stderr)
         return False
@@ -213,83 +147,12 @@ def _mount_page(app: FastAPI, address: str, page_key: str | None, keys: frozense
     return True
 
 
-def _redirect_root(app: FastAPI, target: str) -> None:
+def _add_root(app: FastAPI, *, page: bool) -> None:
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    def root() -> RedirectResponse:
-        return RedirectResponse(target)
-
-
-class _Server(uvicorn.Server):
-    """Ends the endless streams of open pages first: a graceful shutdown would wait for them all its time."""
-
-    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
-        super().__init__(config)
-        self._greeting = greeting
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        # Not before: whoever reads the address may use it at once.
-        print(self._greeting, flush=True)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        app = self.config.app
-        if isinstance(app, FastAPI) and hasattr(app.state, "close_page"):  # no page, no streams
-            app.state.close_page()
-        await super().shutdown(sockets)
-
-
-async def _run(app: FastAPI, listener: socket.socket, drain_seconds: float, *, greeting: str) -> None:
-    try:
-        listener.listen(LISTEN_BACKLOG)
-    except OSError as error:  # another server that was still loading took the port first
-        host, port = listener.getsockname()[:2]
-        raise _taken(host, port, error) from error
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=max(1, round(drain_seconds)),
-            # Behind TLS or a proxy of the user's own; never trusted by default.
-            proxy_headers=False,
-            server_header=False,
-            backlog=LISTEN_BACKLOG,
-        ),
-        greeting,
-    )
-    await server.serve(sockets=[listener])
-
-
-def reserve(host: str, port: int) -> socket.socket:
-    """Bind host:port without listening yet. Raises ValueError naming --host or --port."""
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise ValueError(f"--host {host}: {error.strerror}") from error
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(place)
-    except OSError as error:
-        listener.close()
-        raise _taken(host, port, error) from error
-    return listener
-
-
-def _taken(host: str, port: int, error: OSError) -> ValueError:
-    return ValueError(
-        f"--port {port}: can't listen on {host}:{port} ({error.strerror}); is another server running? "
-        "Choose another with --port"
-    )
-
-
-def address_of(listener: socket.socket) -> str:
-    """The URL a client on this machine uses; a wildcard address is reached through loopback."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    def root() -> Response:
+        if page:
+            return RedirectResponse("/ui")
+        return JSONResponse({"api": "/v1", "description": "/openapi.json", "health": "/health"})
 
 
 def hash_key(key: str) -> str:
@@ -297,59 +160,25 @@ def hash_key(key: str) -> str:
 
 
 def read_api_keys(path: Path | None) -> frozenset[str]:
-    """SHA-256 digests of the keys in the file (one a line, # starts a comment) and in RRTF_API_KEYS.
-
-    Raises ValueError naming the flag.
-    """
-    keys = [key.strip() for key in os.environ.get("RRTF_API_KEYS", "").split(",")]
+    """SHA-256 digests of the keys in the file (one a line; lines that start with # are comments) and in
+    RRTF_API_KEYS. Raises ValueError naming the flag or the variable."""
+    given = os.environ.get("RRTF_API_KEYS", "")
+    keys = [key.strip() for key in given.split(",") if key.strip()]
+    # Serving without any check is surely not what somebody who set keys wants: never fail open.
+    if given and not keys:
+        raise ValueError("RRTF_API_KEYS is set but holds no key; unset it to serve without keys")
     if path is not None:
         try:
-            lines = path.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--api-key-file {path}: {error}") from error
-        file_keys = [line.split("#", 1)[0].strip() for line in lines]
-        if not any(file_keys):
-            # Serving without any check is surely not what somebody who named a key file wants.
+            lines = path.read_text("utf-8-sig").splitlines()
+        except OSError as error:
+            raise ValueError(f"--api-key-file {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--api-key-file {path}: not UTF-8 text") from error
+        file_keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not file_keys:
             raise ValueError(f"--api-key-file {path}: holds no key")
         keys += file_keys
-    return frozenset(hash_key(key) for key in keys if key)
-
-
-def banner(name: str, address: str, *, page: bool, keys: bool, infill: bool) -> str:
-    """What a newcomer needs next: the addresses, and three ways to use them by copy and paste."""
-    key = "YOUR_KEY" if keys else "none"
-    header = " -H 'Authorization: Bearer YOUR_KEY'" if keys else ""
-    body = f'{{"model": "{name}", "prompt": "def fib(n):\\n    ", '
-    body += '"suffix": "\\n\\nprint(fib(10))", ' if infill else ""
-    body += '"max_tokens": 64, "temperature": 0}'
-    lines = [
-        f"{name} is ready.",
-        f"  API   {address}/v1",
-        *([f"  page  {address}/ui"] if page else []),
-        "",
-        "curl:",
-        f"  curl {address}/v1/completions{header} -H 'Content-Type: application/json' \\",
-        f"    -d '{body}'",
-        "",
-        "OpenAI SDK (pip install openai):",
-        "  from openai import OpenAI",
-        f'  client = OpenAI(base_url="{address}/v1", api_key="{key}")',
-        f'  chat = client.chat.completions.create(model="{name}",',
-        '      messages=[{"role": "user", "content": "Reverse a string in Python."}])',
-        "  print(chat.choices[0].message.content)",
-        "",
-        "Editor (Continue, ~/.continue/config.yaml):",
-        "  models:",
-        f"    - name: {name}",
-        "      provider: openai",
-        f"      model: {name}",
-        f"      apiBase: {address}/v1",
-        f"      apiKey: {key}",
-        "      roles: [chat, edit, autocomplete]" if infill else "      roles: [chat, edit]",
-        "",
-        "Ctrl-C stops the server.",
-    ]
-    return "\n".join(lines)
+    return frozenset(map(hash_key, keys))
 
 
 def _parser() -> argparse.ArgumentParser:

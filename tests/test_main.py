@@ -1,6 +1,7 @@
 """The composition root: what it prints, what it refuses, and the base install that serves without torch."""
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -8,16 +9,23 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
+from fake_engine import FakeEngine
 from fastapi import FastAPI
+from live import LiveServer, rrtf_serve
 
-from rrtf_serve.main import _run, address_of, banner, hash_key, main, read_api_keys, reserve
+from rrtf_serve.engine.scheduler import Scheduler
+from rrtf_serve.greeting import banner
+from rrtf_serve.main import hash_key, main, read_api_keys
 from rrtf_serve.models.source import Source
+from rrtf_serve.process import address_of, reserve, run
 
 PROJECT = Path(__file__).parents[1]
 
@@ -36,7 +44,7 @@ def test_two_servers_that_loaded_at_once_do_not_share_a_port() -> None:
         with reserve("127.0.0.1", port) as second:  # neither listens yet
             first.listen()
             with pytest.raises(ValueError, match=rf"--port {port}: .*Choose another"):
-                asyncio.run(_run(FastAPI(), second, 1.0, greeting=""))
+                asyncio.run(run(FastAPI(), second, Scheduler(FakeEngine()), 1.0, greet=lambda: None))
 
 
 def test_a_wildcard_address_is_shown_as_loopback() -> None:
@@ -52,8 +60,12 @@ def test_reserve_names_an_unknown_host() -> None:
 def test_keys_come_from_file_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RRTF_API_KEYS", "one, two ,")
     path = tmp_path / "keys"
-    path.write_text("# the team\nthree  # Ann\n\n", "utf-8")
-    assert read_api_keys(path) == {hash_key("one"), hash_key("two"), hash_key("three")}
+    path.write_text("\ufeffthree\n# the team\nfour#4\n\n", "utf-8")
+    assert read_api_keys(path) == {hash_key(key) for key in ("one", "two", "three", "four#4")}
+    monkeypatch.setenv("RRTF_API_KEYS", ",")
+    with pytest.raises(ValueError, match="RRTF_API_KEYS is set but holds no key"):
+        read_api_keys(None)
+    monkeypatch.delenv("RRTF_API_KEYS")
     path.write_text("# nobody\n", "utf-8")
     with pytest.raises(ValueError, match=r"--api-key-file .*holds no key"):
         read_api_keys(path)
@@ -170,6 +182,84 @@ def test_the_base_wheel_converts_and_serves_without_torch(smollm2_source: Source
         assert "Paris" in json.dumps(answer["choices"])
         with urllib.request.urlopen(f"{address}/", timeout=30) as page:
             assert page.status == 200
+
+
+@contextmanager
+def streaming(live: LiveServer, max_tokens: int) -> Iterator[http.client.HTTPResponse]:
+    """A streamed completion that has sent its first event."""
+    connection = http.client.HTTPConnection(live.address.removeprefix("http://"), timeout=60)
+    body = {"prompt": "Once upon a time", "max_tokens": max_tokens, "temperature": 0, "stream": True}
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    assert response.readline().startswith(b"data: {")
+    yield response
+    connection.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_accepted_answers_finish(number: signal.Signals) -> None:
+    with rrtf_serve("smollm2-135m-instruct", "--no-ui") as live, streaming(live, 40) as response:
+        live.process.send_signal(number)
+        rest = response.read()
+        assert b'"finish_reason": "length"' in rest.replace(b'":"', b'": "')
+        assert rest.endswith(b"data: [DONE]\n\n")
+        assert live.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_what_does_not_finish_in_time_is_told_so(signals: int) -> None:
+    seconds = "1" if signals == 1 else "600"  # a second signal doesn't wait
+    with (
+        rrtf_serve("smollm2-135m-instruct", "--no-ui", "--drain-seconds", seconds) as live,
+        streaming(live, 7000) as response,
+    ):
+        for _ in range(signals):
+            live.process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+        rest = response.read()
+        assert b"[DONE]" not in rest
+        last = json.loads(rest.strip().rsplit(b"data: ", 1)[1])
+        assert last["error"]["code"] == "server_shutting_down"
+        assert live.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_conversion_leaves_no_process_and_the_next_start_works(
+    smollm2_source: Source, tmp_path: Path, number: signal.Signals
+) -> None:
+    environment = os.environ | {"RRTF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "rrtf_serve.main", "--model", str(smollm2_source.path), "--prepare"]
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        until(lambda: any((tmp_path / "converted").glob(".*")), "the conversion to start")
+        children = psutil.Process(process.pid).children(recursive=True)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(30) != 0
+        assert b"Traceback" not in said
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        if process.stderr:
+            process.stderr.close()
+    until(lambda: not any(child.is_running() for child in children), "the converter to end")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (Path(done.stdout.strip()) / "rrtf.json").is_file()
+    assert not list((tmp_path / "converted").glob(".*.incomplete"))
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.01)
 
 
 def test_a_taken_port_is_said_before_anything_is_fetched(

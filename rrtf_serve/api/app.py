@@ -33,6 +33,8 @@ def create_app(served: Served, *, settings: ApiSettings) -> FastAPI:
         title="RRTF",
         version=__version__,
         description="OpenAI-compatible completions, fill in the middle and chat from a local code model.",
+        docs_url=None,  # both pages load their scripts from elsewhere
+        redoc_url=None,
     )
     errors.install(app)
     app.add_middleware(Gate, settings=settings)

@@ -1,0 +1,96 @@
+"""From a model's name to a folder that can be served: fetched, and converted once, each behind a lock."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from rrtf_serve.config import ServeConfig
+from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.source import Kind, Source
+from rrtf_serve.models.store import Store
+from rrtf_serve.parts import find_part
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: ServeConfig) -> Path:
+    """The folder to serve: fetched and converted where that is still to be done.
+
+    Raises ModelError.
+    """
+    store = Store()
+    source = store.fetch(config.model, revision=config.revision)
+    if source.kind is Kind.CT2:
+        return source.path
+    if source.kind is Kind.GPTQ:
+        raise ModelError(
+            f"{source.path}: GPTQ checkpoints can't be served yet; serve the model it was made from"
+        )
+    folder = store.converted(source, config.quantization)
+    if folder.is_dir():
+        return folder
+    with store.lock(folder.name):
+        if not folder.is_dir():  # another process may have made it while this one waited
+            _convert_apart(source, folder, config.quantization)
+    return folder
+
+
+def _convert_apart(source: Source, folder: Path, quantization: str) -> None:
+    """Convert in a process of its own, so that the server never carries the conversion's memory."""
+    log.info("converting %s to CTranslate2 %s, once", source.name, quantization)
+    # spawn: a fork would inherit threads of whatever was imported so far.
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    # The worker holds the reading end: this process's end, however that comes, is to it the end of the file.
+    far_lifeline, lifeline = context.Pipe(duplex=False)
+    worker = context.Process(target=_convert, args=(source, folder, quantization, sender, far_lifeline))
+    worker.start()
+    sender.close()
+    far_lifeline.close()
+    try:
+        message = receiver.recv()
+    except EOFError:
+        message = "it was killed, most likely for want of memory"
+    finally:
+        lifeline.close()
+        worker.join()
+        receiver.close()
+    if message:
+        raise ModelError(f"converting {source.name} failed: {message}")
+
+
+def _convert(
+    source: Source, folder: Path, quantization: str, sender: Connection, lifeline: Connection
+) -> None:
+    """The worker's whole life. Its answer: the error's text, or "" where all went well."""
+    # Ctrl-C reaches the whole process group; the parent decides and lets go of the lifeline.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_stop_with_parent, args=(lifeline,), daemon=True).start()
+    # ctranslate2.specs imports torch where it is installed: seconds and 500 MB that nothing here uses.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # None makes `import torch` fail
+    try:
+        find_part("rrtf_serve.converters", "ct2")(source, folder, quantization=quantization)
+    except (ModelError, OSError, ValueError) as error:
+        sender.send(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # a fault of ours: the user needs its name, the log its place
+        log.exception("the converter failed")
+        sender.send(f"{type(error).__name__}: {error}")
+    else:
+        sender.send("")
+
+
+def _stop_with_parent(lifeline: Connection) -> None:
+    with suppress(EOFError):
+        lifeline.recv()
+    os.kill(os.getpid(), signal.SIGTERM)  # KeyboardInterrupt in the main thread, which then cleans up
