@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.records import Record
 from convert.safetensors_source import SafetensorsFile
 from convert.sources import FloatArray, ModelConfig, StoredType, TensorSource
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.records import Record
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _MODULE_NAME = re.compile(r"\^?[\w.]+")  # alpha_pattern holds regular expressions; plain names are taken

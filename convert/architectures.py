@@ -183,7 +183,7 @@ class _Layout:
         decoder = spec.decoder
         decoder.scale_embeddings = False
         embedding, output = self._embedding_and_output()
-        vocabulary_size = self.source.shape(embedding)[0]
+        vocabulary_size = self._rows(embedding)
         decoder.embeddings.weight = self._matrix(embedding, vocabulary_size, config.hidden)
         decoder.projection.weight = self._matrix(output, vocabulary_size, config.hidden)
         if f"{names['output']}.bias" in self.source.names:
@@ -195,9 +195,9 @@ class _Layout:
             context_length = min(context_length, config.sliding_window or context_length)
         else:
             positions = f"{names['positions']}.weight"
-            context_length = min(context_length, self.source.shape(positions)[0])
+            context_length = min(context_length, self._rows(positions))
             decoder.position_encodings.encodings = self._matrix(
-                positions, self.source.shape(positions)[0], config.hidden
+                positions, self._rows(positions), config.hidden
             )
         for index, layer in enumerate(decoder.layer):
             self._layer(layer, index)
@@ -247,6 +247,9 @@ class _Layout:
             order = self._per_head_order() if config.naming == "hf" else None
             self._linear(attention.linear[0], [(name["qkv"], q_rows + 2 * kv_rows, order)], config.hidden)
         else:
+            # Before their orders are made, which are as long as the configuration says.
+            for role, rows in (("q", q_rows), ("k", kv_rows)):
+                self._expect(f"{name[role]}.weight", (rows, config.hidden))
             parts = [
                 (name["q"], q_rows, self._rotary_order(config.heads)),
                 (name["k"], kv_rows, self._rotary_order(config.kv_heads)),
@@ -314,6 +317,14 @@ class _Layout:
         types = {self.source.stored_type(part.name) for part in parts if part.name}
         stored: StoredType = types.pop() if len(types) == 1 else "float32"
         return Weight(parts, (rows,) if columns is None else (rows, columns), stored)
+
+    def _rows(self, name: str) -> int:
+        shape = self.source.shape(name)
+        if len(shape) != 2:
+            raise ModelError(
+                f"{self.source.path}: tensor {name} has the shape {shape}; it should be a matrix"
+            )
+        return shape[0]
 
     def _expect(self, name: str, shape: tuple[int, ...]) -> None:
         found = self.source.shape(name)

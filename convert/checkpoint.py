@@ -13,11 +13,12 @@ from tokenizers import Tokenizer as FastTokenizer
 from convert.adapter_source import AdapterSource
 from convert.gguf_metadata import GgufMetadata
 from convert.gguf_source import GgufSource
-from convert.records import Record
 from convert.safetensors_source import SafetensorsSource
 from convert.sources import TensorSource
 from convert.tokenizer import read_tokenizer_settings, write_tokenizer
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.folder import read_chat_template
+from rrtf_serve.models.records import Record
 from rrtf_serve.models.source import Kind, Source
 
 
@@ -128,7 +129,7 @@ def hf_facts(folder: Path, model_folder: Path | None = None) -> TokenizerFacts:
         pad_token=_special(settings, "pad_token"),
         add_bos=bool(bos) and settings.flag("add_bos_token", tokenizer.encode("").tokens[:1] == [bos]),
         end_tokens=_end_tokens(model_folder or folder, tokens, eos),
-        chat_template=_chat_template(folder, settings),
+        chat_template=read_chat_template(folder, settings),
     )
 
 
@@ -159,14 +160,3 @@ def _end_tokens(folder: Path, tokens: list[str], eos: str) -> list[str]:
     ]
     found = [tokens[index] for index in ids if index < len(tokens) and tokens[index]]
     return list(dict.fromkeys([*found, eos] if eos else found))
-
-
-def _chat_template(folder: Path, settings: Record) -> str:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text("utf-8")
-    value = settings.values.get("chat_template")
-    if isinstance(value, list):  # several named templates
-        named = [Record(settings.path, item) for item in value if isinstance(item, dict)]
-        return next((item.text("template") for item in named if item.text("name") == "default"), "")
-    return settings.text("chat_template")

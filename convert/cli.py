@@ -10,10 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from convert.ct2 import convert
-from convert.writer import QUANTIZATIONS
 from rrtf_serve import __version__
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.folder import read_card
+from rrtf_serve.models.folder import QUANTIZATIONS, read_card
 from rrtf_serve.models.store import WHAT_A_SPEC_IS, Store
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C

@@ -37,7 +37,7 @@ def convert(
 ) -> Path:
     """Convert `source` into the folder `destination` and return it.
 
-    The folder appears only once it is complete. `quantization` is one of `writer.QUANTIZATIONS`; `progress`
+    The folder appears only once it is complete. `quantization` is one of `folder.QUANTIZATIONS`; `progress`
     shows a bar where stderr is a terminal; `force` replaces a model folder that is there already. Raises
     ModelError for what the user can mend, ValueError on an unknown quantisation.
     """

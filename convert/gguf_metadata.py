@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.records import MAX_FLOAT
 
 _STRING, _ARRAY = 8, 9
 # value type -> struct code; 8 (string) and 9 (array) are read by hand
@@ -61,12 +62,14 @@ class GgufMetadata:
         raise ModelError(f"{self.path}: {key} should be an integer, it is {type(value).__name__}")
 
     def number(self, key: str) -> float | None:
-        """A float or integer field as float, None when absent. Raises ModelError on another type."""
+        """A float or integer field as float, None when absent. Raises ModelError on other types, NaN, inf."""
         value = self.fields.get(key)
         if value is None:
             return None
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            if abs(value) <= MAX_FLOAT:
+                return float(value)
+            raise ModelError(f"{self.path}: {key} is {value}; it should be a finite number")
         raise ModelError(f"{self.path}: {key} should be a number, it is {type(value).__name__}")
 
     def flag(self, key: str) -> bool | None:

@@ -13,8 +13,17 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from convert.gguf_metadata import GgufMetadata, TensorInfo, read_metadata
-from convert.sources import DataFile, FloatArray, ModelConfig, RopeScaling, StoredType, missing
+from convert.sources import (
+    MAX_HEADS,
+    DataFile,
+    FloatArray,
+    ModelConfig,
+    RopeScaling,
+    StoredType,
+    missing,
+)
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.records import MAX_COUNT
 
 # What each architecture leaves unsaid in its fields.
 _ACTIVATIONS = {
@@ -132,15 +141,17 @@ def read_config(metadata: GgufMetadata) -> ModelConfig:
             f"known: {', '.join(sorted(_ACTIVATIONS))}"
         )
 
-    def integer(key: str, default: int | None = None) -> int:
+    def integer(key: str, default: int | None = None, most: int = MAX_COUNT) -> int:
         value = metadata.integer(f"{architecture}.{key}")
         if value is None:
             value = default
-        if value is None or value <= 0:
-            raise ModelError(f"{metadata.path}: {architecture}.{key} is {value}; a positive number is needed")
+        if value is None or not 0 < value <= most:
+            raise ModelError(
+                f"{metadata.path}: {architecture}.{key} is {value}; it should be from 1 to {most:,}"
+            )
         return value
 
-    heads = integer("attention.head_count")
+    heads = integer("attention.head_count", most=MAX_HEADS)
     hidden = integer("embedding_length")
     kv_heads = integer("attention.head_count_kv", heads)
     head_dim = integer("attention.key_length", hidden // heads)
@@ -154,7 +165,7 @@ def read_config(metadata: GgufMetadata) -> ModelConfig:
     return ModelConfig(
         architecture=architecture,
         naming="gguf",
-        layers=integer("block_count"),
+        layers=integer("block_count", most=len(metadata.tensors)),  # each has several
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,

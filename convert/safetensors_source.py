@@ -15,9 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.records import Record
-from convert.sources import DataFile, FloatArray, ModelConfig, RopeScaling, StoredType, missing
+from convert.sources import (
+    MAX_HEADS,
+    DataFile,
+    FloatArray,
+    ModelConfig,
+    RopeScaling,
+    StoredType,
+    missing,
+)
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.records import Record
 
 _MAX_HEADER = 100_000_000  # the format's own limit, bytes
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -77,10 +85,13 @@ class SafetensorsFile:
                 pass
             case _:
                 raise self._damaged(f"the header's record of {name} is {record!r:.200}")
+        elements = int(np.prod(shape, dtype=object))
         if dtype in _WIDTHS:
-            size = _WIDTHS[dtype] * int(np.prod(shape, dtype=object))
+            size = _WIDTHS[dtype] * elements
             if stop - start != size:
                 raise self._damaged(f"{name} has {stop - start:,} bytes, its shape {shape} needs {size:,}")
+        elif elements > 8 * (stop - start):  # a type that isn't known here has one bit at least
+            raise self._damaged(f"{name} has {stop - start:,} bytes, too few for its shape {shape}")
         if not 0 <= start <= stop <= self.file.size - base:
             raise self._damaged(f"{name} lies at bytes {start:,} to {stop:,}, past the end")
         return Entry(self.file, dtype, tuple(shape), base + start)
@@ -112,6 +123,7 @@ class SafetensorsSource:
         self._places: dict[str, SafetensorsFile] = {}
         try:
             self._open()
+            self._check_layers()
         except ModelError:
             self.close()
             raise
@@ -167,6 +179,14 @@ class SafetensorsSource:
                 "save the model as safetensors"
             )
 
+    def _check_layers(self) -> None:
+        if self.config.layers > len(self._places):
+            key = "n_layer" if self.config.architecture == "starcoder" else "num_hidden_layers"
+            raise ModelError(
+                f"{self.path / 'config.json'}: {key} is {self.config.layers:,}, but there are only "
+                f"{len(self._places):,} tensors"
+            )
+
     def _file(self, path: Path) -> SafetensorsFile:
         if path not in self._files:
             self._files[path] = SafetensorsFile(path)
@@ -189,7 +209,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def _bigcode_config(record: Record) -> ModelConfig:
-    heads, hidden = record.count("n_head"), record.count("n_embd")
+    heads, hidden = record.count("n_head", most=MAX_HEADS), record.count("n_embd")
     multi_query = record.flag("multi_query", True)
     return ModelConfig(
         architecture="starcoder",
@@ -209,7 +229,8 @@ def _bigcode_config(record: Record) -> ModelConfig:
 
 
 def _rotary_config(record: Record, model_type: str) -> ModelConfig:
-    heads, hidden = record.count("num_attention_heads"), record.count("hidden_size")
+    heads = record.count("num_attention_heads", most=MAX_HEADS)
+    hidden = record.count("hidden_size")
     starcoder2 = model_type == "starcoder2"
     windowed = starcoder2 or (model_type == "qwen2" and record.flag("use_sliding_window", False))
     # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling.

@@ -23,6 +23,7 @@ from rrtf_serve.models.errors import ModelError
 FloatArray = npt.NDArray[np.float32]
 StoredType = Literal["float32", "float16", "bfloat16"]
 Naming = Literal["gguf", "hf"]
+MAX_HEADS = (1 << 15) - 1  # model.bin holds their number in 16 bits
 
 
 @dataclass(frozen=True)

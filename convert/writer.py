@@ -27,13 +27,10 @@ from ctranslate2.specs import model_spec
 from convert.architectures import Part, Specification, Weight
 from convert.sources import FloatArray, TensorSource
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.folder import QUANTIZATIONS
 
 T = TypeVar("T")
 Array = np.ndarray[Any, Any]
-
-QUANTIZATIONS = (
-    "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32",
-)  # fmt: skip
 
 _TYPE_IDS = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4, "bfloat16": 5}
 _WIDTHS = {"float32": 4, "int8": 1, "int16": 2, "int32": 4, "float16": 2, "bfloat16": 2}

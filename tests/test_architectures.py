@@ -179,6 +179,27 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
         specify(source)
 
 
+def test_a_head_size_that_no_tensor_has_is_refused_before_it_costs_memory(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "model.gguf", write_hf(tmp_path / "hf", "llama"))
+    with closing(GgufSource(file)) as source:
+        source.config = replace(source.config, head_dim=1 << 30)
+        with pytest.raises(ModelError, match=r"blk\.0\.attn_q.*\(32, 32\).*\(4294967296, 32\)"):
+            specify(source)
+
+
+def test_an_embedding_that_is_no_matrix_is_named(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    folder = write_hf(tmp_path / "hf", "llama")
+    changed = weights(folder) | {"model.embed_tokens.weight": np.array(1, np.float32)}
+    save_file(changed, folder / "model.safetensors")
+    with (
+        closing(SafetensorsSource(folder)) as source,
+        pytest.raises(ModelError, match=r"embed_tokens\.weight has the shape \(\); it should be a matrix"),
+    ):
+        specify(source)
+
+
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "hf", "llama")
     config = (folder / "config.json").read_text("utf-8")

@@ -15,9 +15,8 @@ import pytest
 from tiny_models import END, TOKENS, VOCABULARY, tokens, write_gguf, write_hf, write_tokenizer
 
 from convert.ct2 import convert, padded_vocabulary
-from convert.writer import QUANTIZATIONS
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.folder import Card, read_card
+from rrtf_serve.models.folder import QUANTIZATIONS, Card, read_card
 from rrtf_serve.models.source import Kind, Source
 from rrtf_serve.models.tokens import Tokenizer
 

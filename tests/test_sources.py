@@ -118,6 +118,13 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error_not_a_crash(llama: Pat
         ("llama.rope.scaling.type", "yarn", "rotary scaling 'yarn'"),
         ("llama.rope.dimension_count", 4, "rotary positions on 4 of 8"),
         ("llama.block_count", "two", "block_count should be an integer"),
+        ("llama.block_count", 1 << 20, r"llama\.block_count is 1048576; it should be from 1 to 21"),
+        ("llama.block_count", (1 << 32) - 1, r"llama\.block_count is 4294967295"),
+        ("llama.attention.head_count", 1 << 16, r"head_count is 65536; it should be from 1 to 32,767"),
+        ("llama.embedding_length", 1 << 40, r"llama\.embedding_length is 1099511627776"),
+        ("llama.context_length", (1 << 64) - 1, r"llama\.context_length is 18446744073709551615"),
+        ("llama.rope.freq_base", float("inf"), r"llama\.rope\.freq_base is inf"),
+        ("llama.attention.layer_norm_rms_epsilon", float("nan"), "layer_norm_rms_epsilon is nan"),
     ],
 )
 def test_gguf_fields_that_cannot_be_converted_are_named(
@@ -219,6 +226,7 @@ def safetensors_bytes(header: object, data: bytes = b"") -> bytes:
         safetensors_bytes({"w": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, b"\0" * 8),
         safetensors_bytes({"w": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, b"\0" * 8),
         safetensors_bytes({"w": {"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 0]}}),
+        safetensors_bytes({"w": {"dtype": "NEW", "shape": [1 << 40, 4], "data_offsets": [0, 8]}}, b"\0" * 8),
         safetensors_bytes({"w": {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}}, b"\0" * 8),
         safetensors_bytes({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"\0" * 7),
     ],
@@ -269,6 +277,14 @@ def test_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
         ({"quantization_config": {"quant_method": "awq"}}, "quantised already.*awq"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rotary scaling 'llama3'"),
         ({"rope_parameters": []}, "rope_parameters is"),
+        ({"rope_parameters": {"rope_theta": 10**400}}, r"config\.json: rope_theta is 1000"),
+        ({"rope_parameters": None, "rope_theta": 10**400}, r"config\.json: rope_theta is 1000"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 10**400}}, r"config\.json: factor is 1000"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": float("inf")}}, "factor is inf"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"num_attention_heads": 1 << 16, "hidden_size": 1 << 16}, "num_attention_heads is 65536"),
+        ({"hidden_size": 10**400}, "hidden_size is 1000"),
+        ({"num_hidden_layers": 10**10}, "num_hidden_layers is 10000000000"),
     ],
 )
 def test_a_configuration_that_cannot_be_converted_is_named(
@@ -278,6 +294,17 @@ def test_a_configuration_that_cannot_be_converted_is_named(
     (tmp_path / "config.json").write_text(json.dumps(record), "utf-8")
     with pytest.raises(ModelError, match=message):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "key"), [("llama", "num_hidden_layers"), ("starcoder", "n_layer")])
+def test_more_layers_than_tensors_are_refused(name: str, key: str, tmp_path: Path) -> None:
+    folder = write_hf(tmp_path / name, name)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {key: 10**9}), "utf-8")
+    with pytest.raises(
+        ModelError, match=rf"config\.json: {key} is 1,000,000,000, but there are only \d\d tens"
+    ):
+        SafetensorsSource(folder)
 
 
 def test_configurations_of_older_transformers_are_read(llama: Path, tmp_path: Path) -> None:

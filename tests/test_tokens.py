@@ -188,13 +188,6 @@ def test_ids_outside_the_vocabulary_have_no_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([-1, 10**7]) == ""
 
 
-def test_token_texts(tokenizer: Tokenizer) -> None:
-    ids = tokenizer.encode("x = 1\n", specials=False, continues=True)
-    assert "".join(map(tokenizer.token_text, ids)) == "x = 1\n"
-    part = next(token for token in range(tokenizer.size) if tokenizer.token_bytes(token) == b"\xe5")
-    assert tokenizer.token_text(part) == "\ufffd"
-
-
 def test_threads_do_not_mix_up_specials(tokenizer: Tokenizer) -> None:
     special = tokenizer.decode([min(tokenizer.special_ids)], skip_specials=False)
     expected = {specials: tokenizer.encode(special, specials=specials) for specials in (True, False)}

@@ -16,8 +16,9 @@ from convert import writer
 from convert.architectures import Part, Specification, Weight, specify
 from convert.safetensors_source import SafetensorsSource
 from convert.sources import FloatArray, ModelConfig, StoredType
-from convert.writer import QUANTIZATIONS, plan, planned_size, write_model
+from convert.writer import plan, planned_size, write_model
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.folder import QUANTIZATIONS
 
 # The families that CTranslate2 has a converter for, and every type that weights are stored in.
 STORED = (

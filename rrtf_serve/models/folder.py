@@ -12,13 +12,18 @@ chat_template.jinja where they lie, and what is still unknown must be said on th
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.records import Record
 
 CARD_FORMAT = 1
+# CTranslate2's storage types; what a machine can compute in is checked when the model is loaded.
+QUANTIZATIONS = (
+    "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,47 @@ def read_card(folder: Path) -> Card | None:
     path = folder / "rrtf.json"
     if not path.is_file():
         return None
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        known = {key: record[key] for key in Card.__dataclass_fields__ if key in record}
-        return Card(**known)
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{path}: not a readable card ({error})") from error
+    record = Record.read(path).values
+    hints = get_type_hints(Card)
+    known = {}
+    for item in fields(Card):
+        if item.name in record:
+            value = known[item.name] = record[item.name]
+            if not _fits(value, hints[item.name]):
+                raise ModelError(f"{path}: {item.name} is {value!r:.200}; it should be {item.type}")
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise ModelError(f"{path}: {item.name} is missing; convert the model again")
+    return Card(**known)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value out of JSON has the annotated type; true is no number here."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if inner:  # a union
+        return any(_fits(value, member) for member in inner)
+    return hint is Any or type(value) is hint
+
+
+def read_chat_template(folder: Path, settings: Record) -> str:
+    """The text of chat_template.jinja, or what `settings` (tokenizer_config.json) holds; empty: neither.
+
+    Raises ModelError naming the file that can't be read.
+    """
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"{file}: not readable as UTF-8 text ({error})") from error
+    value = settings.values.get("chat_template")
+    if isinstance(value, list):  # several named templates
+        named = [Record(settings.path, item) for item in value if isinstance(item, dict)]
+        return next((item.text("template") for item in named if item.text("name") == "default"), "")
+    return settings.text("chat_template")
 
 
 def describe(folder: Path, *, name: str, family: str | None, context_length: int | None) -> Card:
@@ -85,9 +125,9 @@ def describe(folder: Path, *, name: str, family: str | None, context_length: int
 
 
 def _foreign_card(folder: Path, name: str, context_length: int | None) -> Card:
-    config = _read_json(folder / "config.json")
-    tokenizer_config = _read_json(folder / "tokenizer_config.json")
-    limit = tokenizer_config.get("model_max_length")
+    config = Record.read_if_there(folder / "config.json")
+    settings = Record.read_if_there(folder / "tokenizer_config.json")
+    limit = settings.values.get("model_max_length")
     # Hugging Face writes 1e30 for "no limit known".
     known = limit if isinstance(limit, int) and 1 < limit < 10_000_000 else 0
     if context_length is None and not known:
@@ -95,31 +135,16 @@ def _foreign_card(folder: Path, name: str, context_length: int | None) -> Card:
             f"{folder}: neither rrtf.json nor tokenizer_config.json says how long its context is; "
             "give --context-length TOKENS"
         )
-    template_file = folder / "chat_template.jinja"
-    template = (
-        template_file.read_text("utf-8") if template_file.is_file() else tokenizer_config.get("chat_template")
-    )
+    end = config.values.get("eos_token")
     return Card(
         name=name,
         architecture="",
         family="",
         context_length=known,
-        quantization=str(config.get("quantization_type") or ""),
+        quantization=config.text("quantization_type"),
         size_bytes=(folder / "model.bin").stat().st_size,
-        bos_token=str(config.get("bos_token") or ""),
-        add_bos=tokenizer_config.get("add_bos_token") is True,
-        end_tokens=[config["eos_token"]] if isinstance(config.get("eos_token"), str) else [],
-        chat_template=template if isinstance(template, str) else "",
+        bos_token=config.text("bos_token"),
+        add_bos=settings.flag("add_bos_token", False),
+        end_tokens=[end] if isinstance(end, str) else [],
+        chat_template=read_chat_template(folder, settings),
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return record

@@ -49,10 +49,12 @@ def name_of(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError naming the file when it holds anything else."""
+    """A JSON object from a file. Raises ModelError naming a file that is absent or holds anything else."""
     try:
         record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        raise ModelError(f"{path}: missing; the model folder is incomplete, fetch it again") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not readable as JSON ({error}).") from error
     if not isinstance(record, dict):
         raise ModelError(f"{path}: a JSON object was expected, not a {type(record).__name__}.")

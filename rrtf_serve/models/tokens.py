@@ -157,10 +157,6 @@ class Tokenizer:
             return bytes([int(match[1], 16)])
         return str(entry).replace(_SPACE_MARK, " ").encode("utf-8")
 
-    def token_text(self, token: int) -> str:
-        """A token as text by itself, for log-probabilities; parts of a character become U+FFFD."""
-        return self.token_bytes(token).decode("utf-8", "replace")
-
 
 def _state(component: Any) -> dict[str, Any]:
     """A tokenizers component as its JSON object; empty where there is none."""

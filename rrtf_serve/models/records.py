@@ -1,12 +1,15 @@
-"""JSON files of a Hugging Face folder, read with their types checked: they are other people's files."""
+"""JSON files of a model folder, read with their types checked: they are other people's files."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.source import read_json
+
+MAX_COUNT = (1 << 31) - 1  # sizes and lengths end up in 32 bits
+MAX_FLOAT = 3.4e38  # numbers end up in float32
 
 
 class Record:
@@ -18,15 +21,7 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> Record:
         """Raises ModelError when the file is absent or holds no JSON object."""
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise ModelError(f"{path}: missing; the model folder is incomplete, fetch it again") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{path}: not readable as JSON ({error})") from error
-        if not isinstance(values, dict):
-            raise ModelError(f"{path}: holds no JSON object")
-        return cls(path, values)
+        return cls(path, read_json(path))
 
     @classmethod
     def read_if_there(cls, path: Path) -> Record:
@@ -34,27 +29,28 @@ class Record:
         return cls.read(path) if path.is_file() else cls(path, {})
 
     def _wrong(self, key: str, wanted: str) -> ModelError:
-        return ModelError(f"{self.path}: {key} is {self.values.get(key)!r}; it should be {wanted}")
+        return ModelError(f"{self.path}: {key} is {self.values.get(key)!r:.200}; it should be {wanted}")
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """A positive integer; a missing or null one is `default`, or an error without a default."""
+    def count(self, key: str, default: int | None = None, *, most: int = MAX_COUNT) -> int:
+        """From 1 to `most`; a missing or null one is `default`, or an error without a default."""
         value = self.values.get(key)
         if value is None:
             value = default
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise self._wrong(key, "a positive whole number")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            raise self._wrong(key, f"a whole number from 1 to {most:,}")
         return value
 
     def optional_count(self, key: str) -> int | None:
-        """A positive integer, or None when it is missing or null."""
+        """Like `count`, but None when it is missing or null."""
         return None if self.values.get(key) is None else self.count(key)
 
     def number(self, key: str, default: float) -> float:
+        """Finite in float32; JSON in Python's hands holds NaN, Infinity and integers of any size too."""
         value = self.values.get(key)
         if value is None:
             return default
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise self._wrong(key, "a number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MAX_FLOAT:
+            raise self._wrong(key, "a finite number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
