@@ -44,11 +44,13 @@ clean:
 	@touch $@
 
 .venv/run.stamp: .venv/created.stamp pyproject.toml constraints.txt
-	$(PIP) install -q -e '.[ui]' -c constraints.txt
+	@echo 'Installing (about 560 MB) into .venv ...'
+	@$(PIP) install -q -e '.[ui]' -c constraints.txt
 	@touch $@
 
 # torch by itself and first: asked for by another package, pip may take a build of several gigabytes.
 .venv/dev.stamp: .venv/created.stamp pyproject.toml constraints.txt
-	$(PIP) install -q $(TORCH)
-	$(PIP) install -q -e '.[dev]' -c constraints.txt
+	@echo 'Installing what the tests need (1 GB with the CPU build of torch, several GB with CUDA) into .venv ...'
+	@$(PIP) install -q $(TORCH)
+	@$(PIP) install -q -e '.[dev]' -c constraints.txt
 	@touch $@ .venv/run.stamp

@@ -145,7 +145,9 @@ class TestInfilling:
         [
             ("\n\nprint(fib(10))\n", "n\n"),  # the one line there is
             ("\n\nprint(fib(10))\n\nprint(x)", None),  # the second line differs: no repetition
-            ("  # end\nprint(fib(10))\n", "n\n"),  # the cursor's own line tells nothing
+            ("  # end\nprint(fib(10))\n", None),  # the cursor's own line did not come again
+            ("10))\nand so", "n\n\nprint(fib("),  # it did, with the next one
+            ("\n\nif x:\n", None),
             ("\n)\n", None),  # too short to tell
             ("print(fib(10))", None),
         ],
@@ -158,6 +160,13 @@ class TestInfilling:
             ][0]
         expected = (text, "stop") if text is not None else (made, "length")
         assert (choice["text"], choice["finish_reason"]) == expected
+
+    def test_backticks_end_the_middle_unless_the_code_has_some(self) -> None:
+        made = "n\n```\nprose"
+        with serving(FakeEngine(script=lambda _: made.encode())) as server:
+            for prefix, expected in (("return ", "n"), ("```py\nreturn ", made)):
+                body = {"prompt": prefix, "suffix": "\n", "max_tokens": len(made)}
+                assert post(server, body)["choices"][0]["text"] == expected
 
     def test_an_empty_or_null_suffix_is_none(self, server: Running) -> None:
         for suffix in ("", None):

@@ -338,8 +338,9 @@ def test_scores_wait_for_their_turn() -> None:
         dropped = asyncio.create_task(scheduler.score((7, 8), 1))
         await until(lambda: scheduler.queue_depth == 2)
         behind = scheduler.submit([request(20, 1)])
+        assert scheduler.queue_depth == 3
         dropped.cancel()
-        await asyncio.sleep(0)
+        await until(lambda: scheduler.queue_depth == 2)  # its place is free at once
         engine.gate.release(2)
         await rows_of(running)
         assert engine.batches == [[10]]

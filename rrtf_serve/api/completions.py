@@ -46,7 +46,7 @@ async def plan_completion(served: Served, settings: ApiSettings, body: dict[str,
             rooms,
             sampling(values, asked if asked is not None or not ranked else 0),
             served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
-            values["stop"] + (_infill_stops(served, values["suffix"]) if infill else ()),
+            values["stop"] + (_infill_stops(served, _text(given), values["suffix"]) if infill else ()),
         ),
         shape=CompletionShape(
             served.tokenizer,
@@ -85,6 +85,10 @@ def _encode(
     return tuple(ids for ids, _ in encoded), tuple(tokens for _, tokens in encoded)
 
 
+def _text(given: tuple[Prompt, ...]) -> str:
+    return "\n".join(prompt for prompt in given if isinstance(prompt, str))
+
+
 def _own_ids(
     served: Served, prompt: tuple[int, ...], values: Values, path: tuple[str | int, ...]
 ) -> tuple[int, ...]:
@@ -113,17 +117,24 @@ def _infill(served: Served, prefix: str, suffix: str, context: int, asked: int |
         raise invalid_value(("suffix",), str(error)) from error
 
 
-def _infill_stops(served: Served, suffix: str) -> tuple[str, ...]:
-    """Where the middle ends though no end token came: small models go on and write the suffix once more.
+def _infill_stops(served: Served, code: str, suffix: str) -> tuple[str, ...]:
+    """Where the middle ends though no end token came: small models go on and write the suffix once more, or
+    close a Markdown block and explain.
 
-    Its first two lines with text in them tell: one line alone may well occur in the middle, too. What stands
-    before the suffix's first line break completes the cursor's own line and tells nothing.
+    Two lines with text in them tell: one line alone may well occur in the middle, too. The first of the two
+    may be the rest of the cursor's own line.
     """
-    lines = suffix.partition("\n")[2].lstrip("\n").split("\n")
+    own, _, below = suffix.partition("\n")
+    lines = [own, *below.split("\n")] if own.strip() else below.lstrip("\n").split("\n")
     filled = [number for number, line in enumerate(lines) if line.strip()][:REPEATED_LINES]
     head = "\n".join(lines[: filled[-1] + 1]) if filled else ""
-    repeated = (f"\n{head}",) if len(head.strip()) >= REPEATED_CHARACTERS else ()
-    return served.prompts.infill_stops + repeated
+    stops: tuple[str, ...] = ()
+    if own.strip() and len(filled) == REPEATED_LINES:
+        stops = (head,)
+    elif not own.strip() and len(head.strip()) >= REPEATED_CHARACTERS:
+        stops = (f"\n{head}",)
+    fence = () if "```" in code or "```" in suffix else ("\n```",)
+    return served.prompts.infill_stops + stops + fence
 
 
 async def _echoes(

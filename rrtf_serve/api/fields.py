@@ -44,6 +44,8 @@ MAX_MESSAGES = 4096
 MAX_PROMPTS = 128  # in one request
 MAX_CHOICES = 128  # n and best_of; ApiSettings.max_rows bounds their product with the prompts
 
+MAX_TOKENS = 2**31 - 1  # beyond any context; keeps sums and messages short
+
 Values = Mapping[str, Any]
 
 
@@ -230,7 +232,7 @@ COMPLETION_FIELDS = (
     *SHARED,
     Field("prompt", Prompt(MAX_PROMPTS), required=True, note="Text or token ids, one or several."),
     Field("suffix", Text(), note="Text after the cursor: the server fills in the middle. Empty: none."),
-    Field("max_tokens", Integer(0), note="Absent: 16, or what the context leaves."),
+    Field("max_tokens", Integer(0, MAX_TOKENS), note="Absent: 16, or what the context leaves."),
     Field("echo", Boolean(), default=False),
     Field("logprobs", Integer(0), completion_logprobs, note="Alternatives per token."),
     Field("best_of", Integer(1, MAX_CHOICES), best_of, note="Ranked by mean log-probability."),
@@ -239,8 +241,8 @@ COMPLETION_FIELDS = (
 CHAT_FIELDS = (
     *SHARED,
     Field("messages", Array(Object(), MAX_MESSAGES), required=True),
-    Field("max_completion_tokens", Integer(1), note="Wins over max_tokens."),
-    Field("max_tokens", Integer(1)),
+    Field("max_completion_tokens", Integer(1, MAX_TOKENS), note="Wins over max_tokens."),
+    Field("max_tokens", Integer(1, MAX_TOKENS)),
     Field("logprobs", Boolean(), chat_logprobs, default=False),
     Field("top_logprobs", Integer(0, 20), top_logprobs),
     Field("response_format", Object((("type", Text()),), ("type",)), response_format),

@@ -99,7 +99,9 @@ class Ct2Engine:
             max_batch=max_batch,
             max_logprobs=min(MAX_LOGPROBS, size),
             max_scored_tokens=min(context_length, LOGITS_BYTES // (4 * size)),
-            prompt_spread=PROMPT_SPREAD,
+            # In fewer bits a token that is fed one by one rounds differently than in a prefill, and a greedy
+            # answer would depend on what else is waiting.
+            prompt_spread=PROMPT_SPREAD if self._compute_type == "float32" else 0,
         )
 
     @property

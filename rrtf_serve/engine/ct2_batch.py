@@ -168,7 +168,10 @@ class _Leg:
     def run(self, generator: Any, vocabulary: list[str]) -> None:
         rows, sampling = self._rows, self._sampling
         least = rows[0].least  # equal in all rows, see partition
-        greedy = sampling.temperature < GREEDY_BELOW or sampling.top_k == 1 or sampling.top_p <= 0
+        # No token can be less likely than all others: up to 1/V top_p keeps the best one alone. CTranslate2
+        # refuses a top_p that is 0 in float32.
+        best_alone = sampling.top_k == 1 or sampling.top_p * len(vocabulary) <= 1
+        greedy = sampling.temperature < GREEDY_BELOW or best_alone
         generator.generate_batch(
             [[vocabulary[token] for token in row.prompt] for row in rows],
             include_prompt_in_result=False,
@@ -265,9 +268,10 @@ class _Leg:
 def partition(rows: list[Row], sampling: Sampling, limits: Capabilities, vocabulary: int) -> list[list[Row]]:
     """Rows that can share a call, in the order of their first row.
 
-    Prompts of one length only where prompt tokens fed one by one would change the answer: they would count
-    for the repetition penalty and the minimum length, and would shift the rows of the logits. Prompts of
-    different length also need an end token in common, see _Leg._end_tokens.
+    Prompts of one length only where prompt tokens fed one by one would change the answer: they round
+    differently in 8 or 16 bits (limits.prompt_spread), they would count for the repetition penalty and the
+    minimum length, and they would shift the rows of the logits. Prompts of different length also need an end
+    token in common, see _Leg._end_tokens.
     """
     max_rows = limits.max_batch
     if sampling.logprobs:
@@ -279,7 +283,7 @@ def partition(rows: list[Row], sampling: Sampling, limits: Capabilities, vocabul
     open_legs: dict[tuple[int, frozenset[int]], list[Row]] = {}
     for row in sorted(rows, key=lambda row: len(row.prompt)):
         key = (row.least, row.end_ids if row.least else frozenset(sorted(row.end_ids)[:1]))
-        spread = 0 if alike or row.least or not row.end_ids else PROMPT_SPREAD
+        spread = 0 if alike or row.least or not row.end_ids else limits.prompt_spread or 0
         leg = open_legs.get(key)
         if (
             leg is None

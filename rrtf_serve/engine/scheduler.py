@@ -100,8 +100,14 @@ class Scheduler:
     async def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
         """Engine.score, in its turn. Raises QueueFull, SchedulerClosed, ValueError, EngineError."""
         answer: asyncio.Future[list[TokenLogprob]] = asyncio.get_running_loop().create_future()
-        self._put(_Score(prompt, top, answer))
-        return await answer
+        work = _Score(prompt, top, answer)
+        self._put(work)
+        try:
+            return await answer
+        finally:  # whoever asked may have gone: the place in the queue is free for others
+            with self._changed:
+                if work in self._queue:
+                    self._queue.remove(work)
 
     async def close(self, drain_seconds: float) -> None:
         """Accept nothing more, give accepted work `drain_seconds` to finish, then cancel it. Idempotent."""
