@@ -11,7 +11,7 @@ import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
@@ -74,7 +74,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -221,8 +221,14 @@ class Hub(Server):
         super().__init__()
         self.repos: dict[str, Repo] = {}
         self.xet = ""  # address of the chunk storage that files are said to lie in
+        self.elsewhere = ""  # another host, which large files are redirected to
+        self.etag = ""  # of every file, instead of its SHA-256
+        self.pages: dict[str, bytes] = {}  # path: what is answered instead
 
     def reply(self, request: BaseHTTPRequestHandler, path: str) -> None:
+        if path in self.pages:
+            self.send(request, self.pages[path], "text/html")
+            return
         if path == "/xet-token":
             token = {
                 "X-Xet-Cas-Url": self.xet,
@@ -252,10 +258,16 @@ class Hub(Server):
             self._refuse(request, 404, "EntryNotFound", "Entry not found")
         else:
             data = repo.files[name]
-            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{sha256(data)}"', "Accept-Ranges": "bytes"}
+            etag = self.etag or sha256(data)
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
             if self.xet:
                 headers |= {"X-Xet-Hash": sha256(data), "X-Xet-Refresh-Route": f"{self.url}/xet-token"}
-            self.send(request, data, headers=headers)
+            if self.elsewhere and self._lfs(repo, name):
+                linked = {"X-Linked-Size": str(len(data)), "X-Linked-ETag": headers.pop("ETag")}
+                headers |= {**linked, "Location": f"{self.elsewhere}/blob?signature=1"}
+                self.send(request, b"", status=302, headers=headers)
+            else:
+                self.send(request, data, headers=headers)
 
     def _refuse(self, request: BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
         headers = {"X-Error-Code": code, "X-Error-Message": message}

