@@ -299,6 +299,14 @@ def test_other_kinds_are_refused(llama: Source, tmp_path: Path) -> None:
             convert(Source(llama.path, kind, "m"), tmp_path / "out", progress=False)
 
 
+def test_a_template_that_is_not_utf8_is_named(llama: Source, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama.path, tmp_path / "model")
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
+    with pytest.raises(ModelError, match=r"model/chat_template\.jinja: not readable as UTF-8"):
+        convert(Source(folder, Kind.HF, "m"), tmp_path / "out", progress=False)
+    assert listing(tmp_path) == ["model"]
+
+
 def test_an_unknown_quantisation_leaves_nothing(llama: Source, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="int4"):
         convert(llama, tmp_path / "out", quantization="int4", progress=False)

@@ -48,6 +48,7 @@ def test_what_a_later_version_adds_is_left_out(tmp_path: Path) -> None:
     [
         ("name", None),
         ("family", ["plain"]),
+        ("licence", "\ud800"),
         ("context_length", "8192"),
         ("context_length", 8192.0),
         ("context_length", True),

@@ -46,6 +46,13 @@ def test_a_count_has_the_limit_that_is_asked_for(tmp_path: Path) -> None:
         sizes.count("heads", most=15)
 
 
+@pytest.mark.parametrize("value", [r'"\ud83d"', "1", "[]"])
+def test_a_text_can_be_written(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ModelError, match=r"config\.json: name is .*; it should be a string"):
+        record(tmp_path, f'{{"name": {value}}}').text("name")
+    assert record(tmp_path, r'{"name": "\ud83d\ude00"}').text("name") == "\U0001f600"
+
+
 def test_a_long_value_is_shortened(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         record(tmp_path, json.dumps({"name": ["x" * 100_000]})).text("name")

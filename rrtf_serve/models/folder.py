@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.records import Record
+from rrtf_serve.models.records import Record, is_text
 
 CARD_FORMAT = 1
 # CTranslate2's storage types; what a machine can compute in is checked when the model is loaded.
@@ -85,7 +85,7 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
     if inner:  # a union
         return any(_fits(value, member) for member in inner)
-    return hint is Any or type(value) is hint
+    return hint is Any or (is_text(value) if hint is str else type(value) is hint)
 
 
 def read_chat_template(folder: Path, settings: Record) -> str:
@@ -145,6 +145,6 @@ def _foreign_card(folder: Path, name: str, context_length: int | None) -> Card:
         size_bytes=(folder / "model.bin").stat().st_size,
         bos_token=config.text("bos_token"),
         add_bos=settings.flag("add_bos_token", False),
-        end_tokens=[end] if isinstance(end, str) else [],
+        end_tokens=[end] if is_text(end) else [],
         chat_template=read_chat_template(folder, settings),
     )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.source import read_json
 
 MAX_COUNT = (1 << 31) - 1  # sizes and lengths end up in 32 bits
 MAX_FLOAT = 3.4e38  # numbers end up in float32
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """A string without half of a surrogate pair, which JSON can spell and no file or answer can hold."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 class Record:
@@ -65,7 +70,7 @@ class Record:
         value = self.values.get(key)
         if value is None:
             return default
-        if not isinstance(value, str):
+        if not is_text(value):
             raise self._wrong(key, "a string")
         return value
 
