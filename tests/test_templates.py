@@ -1,6 +1,8 @@
 # ruff: noqa: E501  # a template reads best unbroken
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -9,7 +11,6 @@ from datetime import datetime
 import pytest
 
 from rrtf_serve.models import template_bounds
-from rrtf_serve.models.template_bounds import MAX_TEXT
 from rrtf_serve.models.templates import MAX_SOURCE, ChatTemplate, ChatTemplateError
 
 MESSAGES = [
@@ -125,8 +126,47 @@ HOSTILE = {
     "many comparisons": "{% set s = 'a' * 7999999 %}{{ "
     + " or ".join(["(s + 'b') == (s + 'c')"] * 110)
     + " }}",
+    "autoescape": "{% autoescape true %}{{ ('\"' * 999999)|safe }}{% endautoescape %}",
     "too long": "x" * (MAX_SOURCE + 1),
 }
+# One operation, or few, that would take minutes or gigabytes while no clock is read.
+SINGLE_OPERATIONS = {
+    "modulus of long integers": "{% set a=('f'*1999999)|int(0,16) %}{% set b=('f'*999999)|int(0,16) %}{{ 1 if a%b else 2 }}",
+    "quotient of long integers": "{% set a=('f'*1999999)|int(0,16) %}{% set b=('f'*999999)|int(0,16) %}{{ 1 if a//b else 2 }}",
+    "integer from a float": "{{ 1e300|int }}",
+    "integer literal": "{{ 0x" + "f" * 90000 + " // 3 }}",
+    "integer literal past Python's": "{{ " + "9" * 5000 + " }}",
+    "integers that grow": "{% set ns = namespace(s=2**40) %}{% for i in range(60) %}{% set ns.s = ns.s - -ns.s %}{% endfor %}{{ ns.s }}",
+    "strip": "{{ ('a'*4000000).strip('\u0101'*3999999 ~ 'a')|length }}",
+    "lstrip": "{{ ('ab'*2000000).lstrip('\u0101'*5000000 ~ 'ab')|length }}",
+    "lstrip within a value's bound": "{{ ('ab'*400000).lstrip('\u0101'*900000 ~ 'ab')|length }}",
+    "trim": "{{ ('ab'*400000)|trim('\u0101'*900000 ~ 'ab')|length }}",
+    "search from the right": "{{ ('a'*999999).rfind('ab' ~ 'a'*400000) }}",
+    "sort": "{{ ('ab'*4000000)|sort|length }}",
+    "sort within a value's bound": "{{ ('ab'*400000)|sort|length }}",
+    "list of characters": "{{ ('\u0101'*999999)|list|length }}",
+    "date pattern": "{{ strftime_now('%999Y'*1600000)|length }}",
+    "date pattern within a value's bound": "{{ strftime_now('%Y'*400000)|length }}",
+    "format of many": "{% set p=('%999d'*900000) %}{% set a=(1,)*900000 %}{{ (p % a)|length }}",
+    "format within a value's bound": "{% set p=('%99d'*200000) %}{% set a=(1,)*60000 %}{{ (p % a)|length }}",
+    "title": "{% for i in range(9) %}{% set x = ('ab '*2600000)|title %}{% endfor %}",
+    "title within a value's bound": "{% for i in range(99) %}{% set x = ('ab '*300000)|title %}{% endfor %}",
+    "split": "{% for i in range(99) %}{{ ('a '*400000).split()|length }}{% endfor %}",
+    "splitlines": "{{ ('ab\n'*300000).splitlines()|length }}",
+    "indent of lines": "{{ ('\n'*900000)|indent(99, true, true)|length }}",
+    "slices that are kept": "{% set s = '\u0101' * 999999 %}"
+    + "".join(f"{{% set s{number} = s[{number}:] %}}" for number in range(1, 2000)),
+    "membership in a filter": "{% set l = range(60000)|list %}{{ l|select('in', l)|list|length }}",
+    "dict from pairs": "{{ dict([((-1, -2), 1)])|length }}",
+    "deep json": "{% set ns = namespace(l=range(50000)|list) %}{% for i in range(700) %}{% set ns.l = [ns.l] %}{% endfor %}"
+    "{{ ns.l|tojson(indent=16)|length }}",
+    "lists of views": "{% set d = {'a': 'x' * 900000} %}{{ ([d.items()] * 9999)|string|length }}",
+    "comparison in a chain": "{% set s = 'a' * 999999 %}{{ s ~ 'b'" + " != s ~ 'c'" * 5000 + " }}",
+    "text of a list, many times": "{% set s = ['\x00' * 999000] %}{% set x = s"
+    + " ~ s" * 5000
+    + " %}{{ x|length }}",
+}
+HOSTILE |= SINGLE_OPERATIONS
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -142,7 +182,34 @@ def test_hostile_templates_are_stopped_soon_and_small(name: str, monkeypatch: py
         tracemalloc.stop()
     assert time.monotonic() - started < 8  # tracing costs several times the run
     assert not isinstance(caught.value.__cause__, MemoryError)
-    assert peak < 30 * MAX_TEXT
+    assert peak < 200_000_000
+
+
+RENDER_WITHIN_LIMITS = """
+import resource, sys, time
+from rrtf_serve.models.templates import ChatTemplate, ChatTemplateError
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+started = time.process_time()
+try:
+    ChatTemplate(sys.stdin.read()).render([{"role": "user", "content": "hi"}])
+except ChatTemplateError as error:
+    assert not isinstance(error.__cause__, MemoryError), error
+else:
+    raise AssertionError("rendered")
+assert time.process_time() - started < 2.5, time.process_time() - started
+"""
+
+
+@pytest.mark.parametrize("name", SINGLE_OPERATIONS)
+def test_no_operation_takes_long_or_much_memory(name: str) -> None:
+    """In a process of its own, since one that held the interpreter could not be stopped from inside."""
+    child = [sys.executable, "-c", RENDER_WITHIN_LIMITS]
+    done = subprocess.run(
+        child, input=SINGLE_OPERATIONS[name], text=True, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -171,6 +238,12 @@ def test_a_template_does_not_get_out(source: str) -> None:
         return
     # jinja2 gives "undefined" for some refused attributes, which prints as nothing
     assert set(text) <= set("[Undefined, ]")
+
+
+def test_a_namespace_does_not_print_what_it_holds() -> None:
+    """Forty namespaces that each hold the one before twice have more text than any memory."""
+    nested = GROWTH % ("namespace()", "{% set ns.s = namespace(a=ns.s, b=ns.s) %}")
+    assert ChatTemplate(nested).render([]) == "<Namespace>"
 
 
 def test_messages_are_left_as_they_were() -> None:

@@ -4,52 +4,59 @@ The dialect is that of transformers' apply_chat_template
 (https://huggingface.co/docs/transformers/chat_templating): trim_blocks, lstrip_blocks, loop controls,
 `raise_exception`, `strftime_now`, an unescaped `tojson` and the `generation` tag. jinja2's
 ImmutableSandboxedEnvironment keeps a template away from Python; it does not keep it from eating all time and
-memory. So everything that can make work or grow a value is counted:
+memory. So everything that can make work or grow a value goes through template_bounds:
 
-- loops, calls, filters and comparisons are steps, bounded in number and by the clock;
-- a value made by an operator, a literal, a call or a filter is measured, and refused before it is made where
-  it could grow past its parts (repetition, replace, join, widths in formats);
-- printed text is counted as it is printed, also into macros and block assignments;
+- loops, calls, filters, tests, accesses and comparisons are steps, bounded in number and by the clock;
+- a value made by an operator, a literal, a slice, a call or a filter is measured, and refused before it is
+  made where it could grow past its parts (repetition, replace, join, formats); integers have 64 bits;
+- all that is built or printed is counted, also into macros and block assignments;
 - only filters and methods whose growth is known are there at all.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn, cast
 
 from jinja2 import TemplateError, nodes
 from jinja2.environment import Template
-from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.exceptions import TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import BlockReference, Context, LoopContext, Macro
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
 
 from rrtf_serve.models.template_bounds import (
     BUDGET,
+    ITEM,
+    MAX_BITS,
     Budget,
+    added,
+    check_argument,
+    check_date,
+    check_format,
+    check_indent,
+    check_iterated,
+    check_join,
+    check_mapping,
+    check_number,
     check_replace,
-    check_widths,
+    check_sorted,
+    check_title,
     concatenated,
     each,
     emitted,
     formatted,
-    guard_format,
-    guard_indent,
-    guard_join,
-    guard_replace,
-    joined,
-    limit,
+    json_text,
     measured,
     raised,
     repeated,
+    sliced,
+    string_method,
 )
 
 MAX_SOURCE = (
@@ -58,10 +65,10 @@ MAX_SOURCE = (
 
 # fmt: off
 _FILTERS = (
-    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "format",
-    "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject",
-    "rejectattr", "replace", "reverse", "safe", "select", "selectattr", "sort", "string", "title",
-    "tojson", "trim", "unique", "upper", "wordcount",
+    "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "format", "indent",
+    "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr",
+    "replace", "reverse", "safe", "select", "selectattr", "sort", "string", "title", "tojson", "trim",
+    "upper",
 )
 _STRING_METHODS = (
     "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii",
@@ -76,6 +83,8 @@ _METHODS: dict[type, frozenset[str]] = {
     list: frozenset(("copy", "count", "index")),
     tuple: frozenset(("count", "index")),
 }
+_MAX_COMPARED = 8  # operators in one comparison: between them the clock is not read
+_MAX_REASON = 1000  # characters of a template's own words
 _OPEN_TYPES = (LoopContext, Namespace, Cycler, Joiner, Macro)
 
 
@@ -84,19 +93,34 @@ class ChatTemplateError(ValueError):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    # All of them: jinja2 also works out the others at compile time.
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
     def __init__(self) -> None:
         # No constant folding: it would run filters at compile time, outside any budget.
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[_Generation, loopcontrols]
         )
-        self.binop_table.update({"+": operator.add, "*": repeated, "**": raised, "%": formatted})
+        self.binop_table.update({"+": added, "*": repeated, "**": raised, "%": formatted})
         known = {**self.filters, "tojson": _tojson}
-        self.filters = {name: _counted(known[name], _GUARDS.get(name)) for name in _FILTERS}
-        self.filters.update(_each=each, _emit=emitted, _concat=concatenated, _measured=measured)
+        self.filters = {name: _counted(known[name], _CHECKS.get(name)) for name in _FILTERS}
+        self.filters.update(_each=each, _emit=emitted, _concat=_counted(concatenated, None))
+        self.filters.update(_measured=measured, _sliced=sliced)
+        self.tests = {
+            name: _counted(cast("Callable[..., Any]", test), None) for name, test in self.tests.items()
+        }
         del self.globals["lipsum"]
-        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+        self.globals.update(
+            raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace
+        )
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        BUDGET.get().step()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        BUDGET.get().step()  # filters come here for every part of `attribute="a.b"`
+        return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if not super().is_safe_attribute(obj, attr, value):
@@ -110,21 +134,29 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return None  # so that is_safe_attribute sees str.format and refuses it: its widths can't be bounded
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
-            limit(len(left) + len(right))
         return measured(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # jinja2's own
         budget = BUDGET.get()
         budget.step()
-        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-        if isinstance(__obj, Macro | BlockReference):
-            budget.emit(budget.template_text)
-        elif isinstance(owner, str) and name == "replace" and len(args) >= 2:
-            check_replace(owner, str(args[0]), str(args[1]))
-        elif isinstance(owner, str) and name == "join" and args:
-            args = (joined(args[0], owner),)
-        return measured(super().call(__context, __obj, *args, **kwargs))
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):
+            args, kwargs = string_method(__obj.__name__, owner, args, kwargs)
+        elif __obj in (dict, _Namespace):
+            check_mapping(*args)
+        result = measured(super().call(__context, __obj, *args, **kwargs))
+        if isinstance(owner, str) and isinstance(
+            result, list | tuple
+        ):  # new strings, not ones held elsewhere
+            budget.spend(len(owner) + ITEM * len(result))
+        return result
+
+
+class _Namespace(Namespace):
+    """jinja2's, but it doesn't print what it holds: namespaces that hold each other have endless text."""
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
 
 
 class _Generation(Extension):
@@ -143,23 +175,33 @@ class _Counting(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         if node.recursive:
             raise TemplateSyntaxError("recursive loops are not supported", node.lineno)
-        text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
         self.generic_visit(node)
-        node.iter = _filtered(node.iter, "_each", nodes.Const(text))
+        node.iter = _filtered(node.iter, "_each")
         return node
+
+    def visit_Const(self, node: nodes.Const) -> nodes.Node:  # noqa: N802
+        if isinstance(node.value, int) and node.value.bit_length() > MAX_BITS:
+            raise TemplateSyntaxError(f"an integer of more than {MAX_BITS} bits", node.lineno)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _filtered(node, "_sliced") if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), "_concat")
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        if len(node.ops) > _MAX_COMPARED:
+            raise TemplateSyntaxError(f"a comparison of more than {_MAX_COMPARED} steps", node.lineno)
         self.generic_visit(node)
         return _filtered(node, "_measured")
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         node.nodes = [
-            _filtered(part, "_emit") if not isinstance(part, nodes.TemplateData) else part
+            _filtered(nodes.Const(part.data) if isinstance(part, nodes.TemplateData) else part, "_emit")
             for part in node.nodes
         ]
         return node
@@ -181,13 +223,16 @@ class _Counting(NodeTransformer):
 
     visit_Include = visit_Import = visit_FromImport = visit_Extends = _refuse  # noqa: N815
 
+    def visit_ScopedEvalContextModifier(self, node: nodes.Node) -> NoReturn:  # noqa: N802
+        raise TemplateSyntaxError("autoescape is not supported", node.lineno)
 
-def _filtered(node: nodes.Node, name: str, *args: nodes.Expr) -> nodes.Filter:
-    return nodes.Filter(cast("nodes.Expr", node), name, list(args), [], None, None, lineno=node.lineno)
+
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(cast("nodes.Expr", node), name, [], [], None, None, lineno=node.lineno)
 
 
-def _counted(function: Callable[..., Any], guard: Callable[..., Any] | None) -> Callable[..., Any]:
-    """A filter as a step with a measured result; a lazy one is run to its end."""
+def _counted(function: Callable[..., Any], check: Callable[..., None] | None) -> Callable[..., Any]:
+    """A filter or test as a step with a measured result; a lazy one is run to its end."""
     skipped = (
         1 if hasattr(function, "jinja_pass_arg") else 0
     )  # the context or environment that jinja2 passes first
@@ -195,19 +240,28 @@ def _counted(function: Callable[..., Any], guard: Callable[..., Any] | None) -> 
     @functools.wraps(function)  # keeps jinja2's mark for filters that want the context
     def run(*args: Any, **kwargs: Any) -> Any:
         BUDGET.get().step()
-        if guard is not None:
-            args = (*args[:skipped], *guard(*args[skipped:], **kwargs))
+        if check is not None:
+            check(*args[skipped:], **kwargs)
         result = function(*args, **kwargs)
         return measured(list(result) if isinstance(result, Iterator) else result)
 
     return run
 
 
-_GUARDS: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "replace": guard_replace,
-    "join": guard_join,
-    "indent": guard_indent,
-    "format": guard_format,
+_CHECKS: dict[str, Callable[..., None]] = {
+    "dictsort": check_sorted,
+    "float": check_number,
+    "format": check_format,
+    "indent": check_indent,
+    "int": check_number,
+    "join": check_join,
+    "replace": check_replace,
+    "sort": check_sorted,
+    "title": check_title,
+    "trim": check_argument,
+    **dict.fromkeys(
+        ("list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr"), check_iterated
+    ),
 }
 
 
@@ -218,11 +272,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    if (indent is not None and not 0 <= int(indent) <= 16) or sum(map(len, separators or ())) > 16:
-        raise SecurityError("tojson with an indent or separators of more than 16 characters")
-    return json.dumps(
-        measured(value), ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json_text(value, ensure_ascii, indent, separators, sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -230,7 +280,7 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(pattern: str) -> str:
-    check_widths(pattern)
+    check_date(pattern)
     return datetime.now().strftime(pattern)
 
 
@@ -246,12 +296,11 @@ class ChatTemplate:
         environment = _Sandbox()
         try:
             tree = environment.parse(source)
-            self._text = sum(len(data.data) for data in tree.find_all(nodes.TemplateData))
             _Counting().visit(tree)
             tree.set_environment(environment)
             code = environment.compile(tree)
             self._template = Template.from_code(environment, code, environment.make_globals(None))
-        except (TemplateError, RecursionError, SyntaxError, MemoryError) as error:
+        except Exception as error:  # any text can be a template; what is wrong with it only concerns chats
             raise ChatTemplateError(
                 f"the model's chat template does not compile: {_reason(error)}"
             ) from error
@@ -265,10 +314,11 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
     ) -> str:
         """The conversation as text. Raises ChatTemplateError, in the template's words where it refuses."""
-        token = BUDGET.set(Budget(self._text))
+        given = [dict(message) for message in messages]
+        token = BUDGET.set(Budget(given))
         try:
             return self._template.render(
-                messages=[dict(message) for message in messages],
+                messages=given,
                 bos_token=bos_token,
                 eos_token=eos_token,
                 add_generation_prompt=add_generation_prompt,
@@ -284,4 +334,5 @@ class ChatTemplate:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{error}" if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+    words = str(error)[:_MAX_REASON]
+    return words if isinstance(error, TemplateError) else f"{type(error).__name__}: {words}"
