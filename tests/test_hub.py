@@ -6,9 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from typing import Any
 import pytest
 from stand_ins import COMMIT, Hub, Repo, Server, sha256
 
-from rrtf_serve.models import hub
+from rrtf_serve.models import blobs, hub
+from rrtf_serve.models.blobs import Large
 from rrtf_serve.models.errors import ModelError
 
 GGUF = b"GGUF" + bytes(range(256)) * 400
@@ -218,6 +222,48 @@ def test_a_killed_process_goes_on_where_it_was(
     assert (path if path.is_file() else path / name).read_bytes() == data
     assert [seen.range for seen in server.gets(name)] == [f"bytes={arrived}-"]
     assert not partial.parent.exists()
+
+
+def test_a_cache_on_another_disk_is_filled_too(pull: Pull, server: Hub, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if Path(other).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("/dev/shm is the same disk")
+        path = Path(answer(pull("maker/gguf:tiny-q4.gguf", HF_HOME=other))["path"])
+        assert Path(other) in path.parents
+        assert path.read_bytes() == GGUF
+        assert [blob.name for blob in path.resolve().parent.iterdir()] == [sha256(GGUF)]
+    assert not (tmp_path / "rrtf" / "models" / "tiny-q4").exists()
+
+
+def test_too_little_room_is_said_before_the_download(server: Hub, tmp_path: Path) -> None:
+    huge = Large("big.gguf", f"{server.url}/big.gguf", "0" * 64, 10**18, "0" * 64)
+    with pytest.raises(ModelError, match=r"not enough room in .* set HF_HOME"):
+        blobs.bring("maker/big", [huge], tmp_path, progress=False)
+    assert server.seen == []
+
+
+def test_a_terminal_sees_a_bar(settings: dict[str, str], server: Hub) -> None:
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(end, (24, 100))
+    command = [sys.executable, "-m", "rrtf_serve.models.cli", "pull", "maker/gguf:tiny-q4.gguf"]
+    done = subprocess.run(command, env=settings, stderr=end, timeout=120, check=False)
+    os.close(end)
+    shown = b""
+    with suppress(OSError):  # how Linux says that the other end is closed
+        while more := os.read(terminal, 4096):
+            shown += more
+    os.close(terminal)
+    assert done.returncode == 0
+    assert b"tiny-q4.gguf: 100%" in shown
+
+
+def test_an_unfinished_download_can_be_removed(pull: Pull, python: Pull, server: Hub, tmp_path: Path) -> None:
+    partial = tmp_path / "rrtf" / "models" / "tiny-q4" / f"{sha256(GGUF)}.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(GGUF[:1000])
+    freed = answer(python("-m", "rrtf_serve.models.cli", "rm", "tiny-q4", "--yes", "--json"))["freed_bytes"]
+    assert freed == 1000
+    assert not partial.exists()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])  # another port, another name

@@ -14,6 +14,7 @@ huggingface_hub downloads the file once more itself, and nothing breaks.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -124,9 +125,15 @@ def _blob(repo: str, etag: str) -> Path:
 def _move(whole: Path, blob: Path) -> None:
     """Into the cache, by way of a copy where that is another disk; the blob appears whole or not at all."""
     blob.parent.mkdir(parents=True, exist_ok=True)
-    near = blob.with_name(f"{blob.name}.incomplete")
-    shutil.move(whole, near)
-    near.replace(blob)
+    try:
+        whole.replace(blob)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        near = blob.with_name(f"{blob.name}.incomplete")
+        shutil.copyfile(whole, near)
+        near.replace(blob)
+        whole.unlink()
 
 
 def _require_room(needed: int, largest: int, folder: Path) -> None:
