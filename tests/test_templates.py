@@ -46,24 +46,59 @@ PUBLISHED_SHAPES = [
     "{{ messages[0].tool_calls is defined }}{{ nothing | default('d') }}{{ messages[0].items()|list|length }}"
     "{{ messages[0].get('role') }}{% for k, v in {'z': 1, 'y': 2}|dictsort %}{{ k }}{{ v }}{% endfor %}",
     "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}\n   {% if true %}\n  kept\n   {% endif %}\n",
+    # Tools in the system message, answers of tools in runs, and calls as JSON
+    "{%- set tools = [{'type': 'function', 'function': {'name': 'add', 'parameters': {'a': {'type': 'string', 'enum': ['<', none]}}}}] %}\n"
+    "{%- if tools %}\n    {{- '<|im_start|>system\n' }}\n    {%- if messages[0]['role'] == 'system' %}\n        {{- messages[0]['content'] }}\n"
+    '    {%- endif %}\n    {{- "\n\n# Tools\n<tools>" }}\n    {%- for tool in tools %}\n        {{- "\n" }}\n        {{- tool | tojson }}\n'
+    "    {%- endfor %}\n    {{- '\n</tools>{\"name\": <name>}' }}\n{%- endif %}\n{%- for message in messages %}\n"
+    "    {%- if (message.role == 'user') or (message.role == 'system' and not loop.first) or (message.role == 'assistant' and not message.tool_calls) %}\n"
+    "        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}\n"
+    "    {%- elif message.role == 'tool' and (loop.index0 == 0 or messages[loop.index0 - 1].role != 'tool') %}\n"
+    "        {{- message.content }}\n    {%- endif %}\n"
+    "    {%- for call in [{'name': 'add', 'arguments': {'a': message.content}}] %}{{ call.arguments | tojson }}{{ call.arguments | tojson | safe }}{% endfor %}\n"
+    "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\n' }}\n{%- endif %}\n",
+    # A default system message, headers, and today's date
+    "{{- bos_token }}{%- set date = strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' %}"
+    "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content']|trim %}{%- set messages = messages[1:] %}"
+    "{%- else %}{%- set system = '' %}{%- endif %}{{- '<|start_header_id|>system<|end_header_id|>\n\nToday: ' + date[:6] + '\n' + system }}"
+    "{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{%- endfor %}",
+    # Thoughts are taken out of earlier answers; the last question is searched from the end
+    "{%- set ns = namespace(last=messages|length - 1, searching=true) %}{%- for message in messages[::-1] %}"
+    "{%- set index = (messages|length - 1) - loop.index0 %}{%- if ns.searching and message.role == 'user' and message.content is string "
+    "and not (message.content.startswith('<r>') and message.content.endswith('</r>')) %}{%- set ns.searching = false %}{%- set ns.last = index %}"
+    "{%- endif %}{%- endfor %}{{ ns.last }}{%- for message in messages %}{%- set content = message.content %}{%- if '</think>' in content %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1] %}"
+    "{{ thought }}{%- endif %}{{ content.replace('yo', 'you').rsplit(' ', 1)|join('|') }}{{ content[:20] ~ content[-5:] }}{{ content.splitlines()|length }}"
+    "{%- endfor %}",
     "{% for i in range(3) %}{% for j in range(i) %}{{ i }}{{ j }}{{ loop.first }}{% endfor %}{% else %}none{% endfor %}",
 ]
 
 
+LONG_MESSAGES = [
+    *MESSAGES[:2],
+    {"role": "assistant", "content": "<think>\nwhy\n</think>\n\n" + 'a "b" é\n' * 62_500},
+    {"role": "user", "content": "ok"},
+]
+
+
+@pytest.mark.parametrize("messages", [MESSAGES, LONG_MESSAGES], ids=["short", "long"])
 @pytest.mark.parametrize("source", PUBLISHED_SHAPES)
 @pytest.mark.filterwarnings("ignore")  # transformers' import
-def test_renders_as_transformers_does(source: str) -> None:
+def test_renders_as_transformers_does(source: str, messages: list[dict[str, str]]) -> None:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     expected = _compile_jinja_template(source).render(
-        messages=MESSAGES,
+        messages=messages,
         tools=None,
         documents=None,
         add_generation_prompt=True,
         bos_token="<s>",
         eos_token="</s>",
     )
-    assert ChatTemplate(source).render(MESSAGES, bos_token="<s>", eos_token="</s>") == expected
+    # compared first: a failed assert would take minutes to show how two long texts differ
+    same = ChatTemplate(source).render(messages, bos_token="<s>", eos_token="</s>") == expected
+    assert same
 
 
 GROWTH = "{%% set ns = namespace(s=%s) %%}{%% for i in range(60) %%}%s{%% endfor %%}{{ ns.s }}"
