@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -54,6 +55,8 @@ class Fake:
 
     delay: float = 0.01
     answer: str = ANSWER
+    infill: bool = True
+    fill: str = FILL
     pieces: int = 0  # 0: the answer once; else that many short pieces
     failure: Failure | None = None
     break_after: int | None = None  # an error object in mid-stream after so many pieces
@@ -81,7 +84,7 @@ def add_api(app: FastAPI, fake: Fake) -> None:
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         fake.keys.append(request.headers.get("authorization", ""))
-        return JSONResponse({"object": "list", "data": [MODEL]})
+        return JSONResponse({"object": "list", "data": [{**MODEL, "infill": fake.infill}]})
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
@@ -89,7 +92,7 @@ def add_api(app: FastAPI, fake: Fake) -> None:
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await reply(request, text_choice, "text_completion", FILL)
+        return await reply(request, text_choice, "text_completion", fake.fill)
 
     async def reply(request: Request, shape: Shape, kind: str, answer: str) -> Response:
         fake.keys.append(request.headers.get("authorization", ""))
@@ -146,9 +149,9 @@ def serving(app: FastAPI, listener: socket.socket) -> Iterator[str]:
 
 
 @contextmanager
-def page_over(fake: Fake, *, keys: set[str] | None = None) -> Iterator[str]:
+def page_over(fake: Fake, *, keys: set[str] | None = None, port: int = 0) -> Iterator[str]:
     """The page over `fake`, in one process as `rrtf-serve` does it; gives the origin."""
-    listener = free_listener()
+    listener = free_listener(port)
     app = FastAPI()
     add_api(app, fake)
 
@@ -164,7 +167,14 @@ def page_over(fake: Fake, *, keys: set[str] | None = None) -> Iterator[str]:
         yield origin
 
 
-def free_listener() -> socket.socket:
+def free_listener(port: int = 0) -> socket.socket:
     listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     return listener
+
+
+if __name__ == "__main__":  # python fake_openai.py PORT PIECES: a page whose server a test can kill
+    with page_over(Fake(pieces=int(sys.argv[2]), delay=0.02), port=int(sys.argv[1])) as origin:
+        print(origin, flush=True)
+        threading.Event().wait()

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -247,6 +252,57 @@ def test_a_failure_in_mid_answer_keeps_what_was_said(visit: Visit, fake: Fake) -
     expect(visit.page.get_by_role("button", name="Send")).to_be_visible()
 
 
+@contextmanager
+def mortal_page(port: int = 0, pieces: int = 100_000) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A page in a process of its own, and its origin."""
+    command = [sys.executable, str(Path(__file__).with_name("fake_openai.py")), str(port), str(pieces)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_when_the_server_goes_the_conversation_stays_and_goes_on_with_the_next_one(
+    browser: Browser, end: signal.Signals
+) -> None:
+    with mortal_page() as (process, origin), visiting(browser, f"{origin}/ui") as visit:
+        ready(visit)
+        visit.ask("Count.")
+        expect(visit.answers).to_contain_text("word5")
+        process.send_signal(end)
+        expect(visit.page.get_by_role("alert")).to_contain_text("The connection to the server is gone.")
+        expect(visit.page.get_by_role("button", name="Send")).to_be_visible()
+        process.wait(20)
+        visit.ask("Anyone?")  # of a server that takes no connection
+        expect(visit.page.get_by_role("alert")).to_be_visible()
+        expect(visit.box).to_have_value("Anyone?")
+        expect(visit.answers).to_contain_text("word5")
+        expect(visit.answers).to_be_visible()
+        expect(visit.page.locator("#talk [data-testid=status-tracker]").first).to_be_hidden()
+        with mortal_page(urlsplit(origin).port or 0, pieces=7):
+            visit.page.wait_for_timeout(3000)  # Gradio would look for the server, and reload
+            expect(visit.answers).to_contain_text("word5")
+            visit.page.locator("#talk").get_by_role("button", name="Retry").click()
+            expect(visit.chat_status).to_contain_text("7 tokens")
+            expect(visit.questions).to_have_text(re.compile("Count."))
+
+
+def test_when_the_server_goes_in_mid_fill_the_code_stays(browser: Browser) -> None:
+    with mortal_page() as (process, origin), visiting(browser, f"{origin}/ui") as visit:
+        ready(visit)
+        visit.open_tab("Complete")
+        visit.page.locator("#fill").click()
+        until(lambda: "word5" in visit.code())
+        process.kill()
+        expect(visit.complete_status).to_contain_text("The connection to the server is gone.")
+        expect(visit.page.locator("#fill")).to_be_visible()
+        expect(visit.page.locator("#fill-stop")).to_be_hidden()
+        assert "word5" in visit.code()
+
+
 # Complete
 
 
@@ -317,6 +373,51 @@ def test_a_model_that_can_not_fill_says_so_and_the_editor_keeps_its_text(visit: 
     expect(visit.page.locator("#fill")).to_be_visible()
 
 
+def test_examples_and_clear_wait_until_the_fill_ends_or_is_stopped(visit: Visit, fake: Fake) -> None:
+    fake.pieces, fake.delay = 100_000, 0.005
+    visit.open_tab("Complete")
+    pane = visit.page.locator("#complete-pane")
+    names = ("Fill one expression", "Continue at the end", "Clear")
+    visit.page.locator("#fill").click()
+    until(lambda: "word5" in visit.code())
+    for name in names:
+        expect(pane.get_by_role("button", name=name)).to_be_disabled()
+    visit.page.locator("#fill-stop").click()
+    for name in names:
+        expect(pane.get_by_role("button", name=name)).to_be_enabled()
+    expect(visit.complete_status).to_have_text("Stopped.")
+    pane.get_by_role("button", name="Fill one expression").click()
+    until(lambda: "function average" in visit.code() and "word" not in visit.code())
+    visit.page.wait_for_timeout(500)
+    assert "word" not in visit.code()
+    expect(visit.page.get_by_label("Language")).to_have_value("JavaScript")
+
+
+def test_a_model_without_fill_in_the_middle_is_offered_none(
+    browser: Browser, origin_and_fake: tuple[str, Fake], fake: Fake
+) -> None:
+    fake.infill = False
+    with visiting(browser, f"{origin_and_fake[0]}/ui") as visit:
+        ready(visit)
+        visit.open_tab("Complete")
+        pane = visit.page.locator("#complete-pane")
+        expect(pane.get_by_role("button", name="Continue at the end")).to_be_visible()
+        expect(pane.get_by_role("button", name="Fill one expression")).to_be_hidden()
+        expect(pane.get_by_text("It can't fill in the middle.")).to_be_visible()
+        assert "FILL_HERE" not in pane.inner_text()
+        before = visit.code()
+        assert "FizzBuzz" in before
+        visit.page.locator("#fill").click()
+        expect(visit.complete_status).to_contain_text("3 tokens")
+        assert visit.code() == before + FILL
+        visit.write("a = <FILL_HERE>\nb = 2\n")
+        visit.page.locator("#fill").click()
+        expect(visit.page.get_by_role("alert")).to_have_text(
+            "This model can't fill in the middle: remove <FILL_HERE> to continue at the end."
+        )
+        assert len(fake.bodies) == 1
+
+
 def test_examples_set_code_and_language_and_clear_empties(visit: Visit, fake: Fake) -> None:
     visit.open_tab("Complete")
     language = visit.page.get_by_label("Language")
@@ -378,6 +479,22 @@ def test_a_narrow_page_does_not_scroll_sideways(
             visit.open_tab(tab)
             visit.page.wait_for_timeout(200)
             assert visit.page.evaluate("document.documentElement.scrollWidth") <= width, tab
+
+
+def test_on_a_narrow_page_no_icon_covers_code(
+    browser: Browser, origin_and_fake: tuple[str, Fake], fake: Fake
+) -> None:
+    with visiting(browser, f"{origin_and_fake[0]}/ui", viewport={"width": 420, "height": 800}) as visit:
+        ready(visit)
+        visit.ask("A question")
+        expect(visit.chat_status).to_contain_text("20 tokens")
+        icon = visit.page.locator("#talk .copy_code_button").bounding_box()
+        code = visit.page.locator("#talk pre code").bounding_box()
+        assert icon and code and icon["y"] + icon["height"] <= code["y"]
+        visit.open_tab("Complete")
+        icon = visit.page.locator("#editor").get_by_role("button", name="Copy").bounding_box()
+        code = visit.page.locator("#editor .cm-line").first.bounding_box()
+        assert icon and code and icon["y"] + icon["height"] <= code["y"]
 
 
 # Sign-in

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import shlex
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,6 +19,9 @@ import pytest
 from browser import Visit, chromium, ready, visiting
 from live import LiveServer, rrtf_serve
 from playwright.sync_api import Browser, expect
+
+from ui.about import snippets
+from ui.complete import EXAMPLES, MARKER
 
 pytestmark = pytest.mark.browser
 
@@ -98,12 +106,13 @@ def test_code_goes_on_at_the_end(visit: Visit) -> None:
     assert len(visit.code()) > len(code)
 
 
-def test_a_model_without_fill_in_the_middle_is_named(visit: Visit) -> None:
+def test_a_model_without_fill_in_the_middle_is_told_from_the_start(visit: Visit) -> None:
     visit.open_tab("Complete")
-    before = visit.code()
+    expect(visit.page.get_by_text("It can't fill in the middle.")).to_be_visible()
+    assert "FILL_HERE" not in visit.code()
+    visit.write("a = <FILL_HERE>\n")
     visit.page.locator("#fill").click()
-    expect(visit.page.get_by_role("alert")).to_contain_text("no fill-in-the-middle")
-    assert visit.code() == before
+    expect(visit.page.get_by_role("alert")).to_contain_text("can't fill in the middle: remove <FILL_HERE>")
 
 
 def test_a_question_beyond_the_context_gets_the_server_s_numbers(visit: Visit) -> None:
@@ -125,20 +134,49 @@ def test_an_open_page_does_not_hold_up_the_server_s_end(browser: Browser) -> Non
         server.process.wait(10)  # of the 30 s that requests at work are given
 
 
+def run_javascript(browser: Browser, code: str) -> list[str]:
+    """What `code` logs."""
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.evaluate(code)
+    page.close()
+    return said
+
+
 @pytest.mark.slow
-def test_the_default_model_fills_a_missing_body(browser: Browser, live_qwen: LiveServer) -> None:
+def test_every_example_works_on_the_default_model(browser: Browser, live_qwen: LiveServer) -> None:
+    filled: dict[str, str] = {}
     with visiting(browser, f"{live_qwen.address}/ui") as visit:
         ready(visit)
         visit.open_tab("Complete")
-        prefix, suffix = visit.code().split("<FILL_HERE>")
-        visit.page.locator("#fill").click()
-        expect(visit.complete_status).to_have_text(re.compile(r"\d+ tokens? in"), timeout=SLOW)
-        filled = visit.code()
-    assert filled.startswith(prefix)
-    assert filled.endswith(suffix)
-    body = filled.removeprefix(prefix).removesuffix(suffix)
-    assert "return" in body
-    names: dict[str, object] = {}
-    exec(f"{prefix}{body}", names)
-    is_prime = names["is_prime"]
-    assert [n for n in range(30) if is_prime(n)] == [2, 3, 5, 7, 11, 13, 17, 19, 23, 29]  # type: ignore[operator]
+        for example in EXAMPLES:
+            visit.page.get_by_role("button", name=example.label).click()
+            expect(visit.complete_status).to_have_count(0)
+            expect(visit.page.locator("#editor .cm-content")).to_contain_text(example.code[:20])
+            visit.page.locator("#fill").click()
+            expect(visit.complete_status).to_have_text(re.compile(r"^\d+ tokens? in"), timeout=SLOW)
+            filled[example.label] = visit.code()
+            before, _, after = example.code.partition(MARKER)
+            assert visit.code().startswith(before) and visit.code().endswith(after)
+    primes = io.StringIO()
+    with redirect_stdout(primes):
+        exec(filled["Fill a function body"], {})
+    assert primes.getvalue() == "[2, 3, 5, 7, 11, 13, 17, 19, 23, 29]\n"
+    assert run_javascript(browser, filled["Fill one expression"]) == ["2"]
+    fizz = io.StringIO()
+    with redirect_stdout(fizz):
+        exec(filled["Continue at the end"], {})
+    wanted = [("Fizz" * (n % 3 == 0) + "Buzz" * (n % 5 == 0)) or str(n) for n in range(1, 16)]
+    assert fizz.getvalue().split() == wanted
+
+
+@pytest.mark.slow
+def test_the_model_pane_s_curl_works_on_the_default_model(live_qwen: LiveServer) -> None:
+    ways = snippets(live_qwen.model, live_qwen.base_url, keyed=False, infill=True)
+    command = ["curl", "-sS", *shlex.split(ways["curl"].replace("\\\n", " "))[1:]]
+    answer = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    fib: dict[str, object] = {}
+    exec("def fib(n):\n    " + answer["choices"][0]["text"], fib)
+    assert fib["fib"](10) == 55  # type: ignore[operator]
+    assert answer["choices"][0]["finish_reason"] == "stop"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ui.about import address, card_html, head_html, rows, size, snippets
 from ui.chat import messages, text_of, turn
-from ui.complete import EXAMPLES, LANGUAGES, MARKER, UnclearError, Verbatim, split
+from ui.complete import EXAMPLES, LANGUAGES, MARKER, UnclearError, Verbatim, joined, split
 from ui.markdown import fenced
 from ui.presets import PRESETS
 from ui.server import Progress
@@ -47,6 +47,12 @@ def test_an_unclear_place_is_refused(code: str) -> None:
 def test_code_for_the_editor_keeps_its_edges() -> None:
     assert Verbatim("\n  x\n").strip() == "\n  x\n"
     assert json.loads(json.dumps(Verbatim(" x "))) == " x "
+
+
+def test_line_breaks_at_a_fill_s_end_are_not_doubled() -> None:
+    assert joined("def f():\n    ", "return 1\n", "\n\n\nf()") == "def f():\n    return 1\n\n\nf()"
+    assert joined("a = [\n", "    1,\n", "]") == "a = [\n    1,\n]"
+    assert joined("x = 1", "\ny = 2\n", None) == "x = 1\ny = 2\n"
 
 
 def test_examples_are_fit_to_be_filled() -> None:
@@ -148,12 +154,14 @@ def test_the_address_is_the_one_the_reader_used() -> None:
 
 
 @pytest.mark.parametrize("model", ["tiny", 'it\'s "quoted"\\n'])
-@pytest.mark.parametrize("keyed", [True, False])
-def test_the_snippets_can_be_pasted(model: str, keyed: bool) -> None:
-    ways = snippets(model, "http://a:1/v1", keyed=keyed)
+@pytest.mark.parametrize(("keyed", "infill"), [(True, False), (False, True)])
+def test_the_snippets_can_be_pasted(model: str, keyed: bool, infill: bool) -> None:
+    ways = snippets(model, "http://a:1/v1", keyed=keyed, infill=infill)
     words = shlex.split(ways["curl"].replace("\\\n", " "))
     assert words[:2] == ["curl", "http://a:1/v1/completions"]
-    assert json.loads(words[words.index("-d") + 1])["model"] == model
+    body = json.loads(words[words.index("-d") + 1])
+    assert (body["model"], body["temperature"]) == (model, 0)
+    assert ("suffix" in body) == infill
     assert ("Authorization: Bearer YOUR_API_KEY" in words) == keyed
     assert repr(model) in ast.unparse(ast.parse(ways["python"]))
     config = yaml.safe_load(ways["continue"])

@@ -82,11 +82,13 @@ def head_html(title: str, record: Mapping[str, Any] | None, sign_out: str | None
     )
 
 
-def snippets(model: str, api: str, *, keyed: bool) -> dict[str, str]:
-    """Ways to use the server from elsewhere, by name; `keyed` when it asks for an API key."""
+def snippets(model: str, api: str, *, keyed: bool, infill: bool) -> dict[str, str]:
+    """Ways to use the server from elsewhere, by name; `keyed` when it asks for an API key, `infill` when the
+    model can fill in the middle."""
+    rest = {**({"suffix": "\n\nprint(fib(10))"} if infill else {}), "max_tokens": 64, "temperature": 0}
     key = "YOUR_API_KEY" if keyed else "none"
     header = f" \\\n  -H 'Authorization: Bearer {key}'" if keyed else ""
-    body = json.dumps({"model": model, "prompt": "def add(a, b):\n    ", "suffix": "\n", "max_tokens": 32})
+    body = json.dumps({"model": model, "prompt": "def fib(n):\n    "} | rest)
     quoted_body = body.replace("'", "'\\''")
     entry = f"provider: openai\n    model: {json.dumps(model)}\n    apiBase: {api}\n    apiKey: {key}"
     return {
@@ -140,7 +142,7 @@ def opened(
             record = await server.card()
         except AnswerError as problem:
             return head_html(title, None, sign_out), status.line(str(problem), "problem"), "", "", ""
-        ways = snippets(str(record["id"]), api, keyed=sign_out is not None)
+        ways = snippets(str(record["id"]), api, keyed=sign_out is not None, infill=server.infill)
         return head_html(title, record, sign_out), card_html(record, api), *ways.values()
 
     return show

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 from openai.types.chat import ChatCompletionMessageParam
 
 from ui import status
@@ -114,9 +115,6 @@ def build(server: Server) -> None:
         at = _index(event)
         return history[:at], text_of(history[at]), ""
 
-    def example(event: gr.SelectData) -> str:
-        return str(event.value["text"])
-
     talk = gr.Chatbot(
         elem_id="talk",
         show_label=False,
@@ -162,14 +160,16 @@ def build(server: Server) -> None:
         "api_visibility": "private",
     }
     small: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    runs: list[dict[str, Any]] = [
+    runs: list[Dependency] = [
         box.submit(send, [box, talk, *settings], **shared),
         talk.edit(edit, [talk, *settings], **shared),
         talk.retry(retry, [talk, *settings], **shared),
-        talk.example_select(example, None, box, **small).then(send, [box, talk, *settings], **shared),
+        talk.example_select(_example, None, box, **small).then(send, [box, talk, *settings], **shared),
     ]
-    box.stop(lambda: (idle_box(), status.line(status.STOPPED)), None, [box, said], cancels=runs, **small)
-    talk.clear(lambda: (idle_box(""), ""), None, [box, said], cancels=runs, **small)
+    for each in runs:
+        each.failure(None, None, [box, said], js=status.lost(idle_box()), **small)
+    box.stop(lambda: (idle_box(), status.line(status.STOPPED)), None, [box, said], cancels=[*runs], **small)
+    talk.clear(lambda: (idle_box(""), ""), None, [box, said], cancels=[*runs], **small)
     talk.undo(undo, talk, [talk, box, said], **small)
 
 
@@ -185,6 +185,10 @@ def idle_box(text: str | None = None) -> Any:
 
 def _box(text: str | None, buttons: dict[str, Any]) -> dict[str, Any]:
     return buttons if text is None else buttons | {"value": text}
+
+
+def _example(event: gr.SelectData) -> str:
+    return str(event.value["text"])
 
 
 def _index(event: gr.EditData | gr.RetryData | gr.UndoData) -> int:

@@ -58,8 +58,8 @@ ICON = (
 class Gate:
     """ASGI middleware for `path` and what lies under it; every other request passes untouched.
 
-    Without `check_key` there is no sign-in. `check_key` is asked at the sign-in alone: the server reads its keys
-    once, when it starts, and sessions end with the server. So no key needs to be kept, and none is.
+    Without `check_key` there is no sign-in. It is asked at the sign-in alone: the server reads its keys once,
+    when it starts, and sessions end with the server. So no key needs to be kept, and none is.
     """
 
     def __init__(

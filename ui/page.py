@@ -6,7 +6,7 @@ Works without any network beyond the server: no fonts, scripts or images from el
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ui.server import Server
 
 HERE = Path(__file__).parent
 TITLE = "RRTF code assistant"
+SCRIPTS = ("connection.js", "shortcuts.js")
 
 
 def mount(
@@ -57,7 +58,7 @@ def mount(
         mcp_server=False,
         theme=theme(),
         css_paths=[HERE / "style.css"],
-        head=f"<script>{(HERE / 'shortcuts.js').read_text('utf-8')}</script>",
+        head="".join(f"<script>{(HERE / name).read_text('utf-8')}</script>" for name in SCRIPTS),
     )
     _let_go(app, path, server)
     app.add_middleware(Gate, path=path, check_key=check_key, realm=base_url)
@@ -92,19 +93,30 @@ def build(server: Server, *, path: str, keyed: bool) -> gr.Blocks:
             with gr.Tab("Chat", id="chat", elem_id="chat-pane"):
                 chat.build(server)
             with gr.Tab("Complete", id="complete", elem_id="complete-pane"):
-                complete.build(server)
+                editor = complete.build(server)
             with gr.Tab("Model", id="model", elem_id="model-pane", render_children=True):
                 model = about.build(server)
         blocks.load(
-            about.opened(server, TITLE, sign_out),
+            opening(server, sign_out),
             None,
-            [head, *model],
+            [head, *model, *editor],
             show_progress="hidden",
             concurrency_limit=None,
             api_visibility="private",
         )
     blocks.queue(api_open=False, default_concurrency_limit=None)
     return blocks
+
+
+def opening(server: Server, sign_out: str | None) -> Callable[[gr.Request], Awaitable[tuple[Any, ...]]]:
+    """What runs when someone opens the page: gives the head, the Model pane, and what Complete shows."""
+    show = about.opened(server, TITLE, sign_out)
+
+    async def fill(request: gr.Request) -> tuple[Any, ...]:
+        shown = await show(request)
+        return *shown, *complete.opened(server.infill)
+
+    return fill
 
 
 def theme() -> gr.themes.Base:

@@ -54,6 +54,7 @@ class Server:
             http_client=openai.DefaultAsyncHttpxClient(timeout=TIMEOUT, trust_env=False),
         )
         self._model: str | None = None
+        self.infill = True  # what the model's last seen record says
 
     async def aclose(self) -> None:
         """Close the connections that are kept open for the next request."""
@@ -69,6 +70,7 @@ class Server:
             raise AnswerError("The server lists no model. Start it again with --model NAME.")
         record: dict[str, Any] = page.data[0].model_dump()
         self._model = record["id"]
+        self.infill = bool(record.get("infill", True))
         return record
 
     async def chat(
@@ -106,6 +108,8 @@ class Server:
                 model=self._model or (await self.card())["id"],
                 prompt=prompt,
                 suffix=openai.omit if suffix is None else suffix,
+                # Small chat models end code as they would in a chat: with a fence, and prose after it.
+                stop=openai.omit if "```" in prompt + (suffix or "") else ["\n```"],
                 max_tokens=options.max_tokens,
                 temperature=options.temperature,
                 top_p=options.top_p,

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import html
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from ui.server import Progress
 
 Tone = Literal["plain", "problem"]
 
 STOPPED = "Stopped."
+LOST = (
+    "The connection to the server is gone. What stands here stays: start the server again, then retry. "
+    "Where it asks for a key, sign in again in another tab first."
+)
 
 
 def line(text: str, tone: Tone = "plain") -> str:
     """HTML of the line; `text` is escaped. Screen readers announce it, a problem at once."""
     role = "alert" if tone == "problem" else "status"
     return f'<p class="status {tone}" role="{role}">{html.escape(text)}</p>' if text else ""
+
+
+def lost(*updates: dict[str, Any]) -> str:
+    """JavaScript for an event's failure: `updates`, then the line. It needs no server."""
+    same = [{"__type__": "update"}] * (len(updates) + 1)
+    gone = [*updates, line(LOST, "problem")]
+    return f"() => window.stoppedByReader ? {json.dumps(same)} : {json.dumps(gone)}"
 
 
 def ending(progress: Progress, limit: int) -> str:
