@@ -159,8 +159,11 @@ def build(server: Server) -> list[gr.Component]:
 
     def busy() -> tuple[Any, ...]:
         # What replaces the code waits for Stop: an update on its way would write over it.
-        off = [gr.Button(interactive=False)] * (1 + len(others))
-        return gr.Button(visible=False), gr.Button(visible=True), *off
+        return (
+            gr.Button(visible=False),
+            gr.Button(visible=True),
+            *[gr.Button(interactive=False) for _ in (undo, *others)],
+        )
 
     def idle(undoable: bool | None = None) -> tuple[Any, ...]:
         return (
