@@ -38,7 +38,7 @@ def write_llama(
     quantization: str | None = None,
     tokens: list[str] | None = None,
 ) -> Path:
-    """Llama's shape: RMSNorm, SwiGLU, rotary positions, grouped-query attention. `tokens` names the vocabulary."""
+    """Llama's shape: RMSNorm, SwiGLU, rotary positions, grouped-query attention. `tokens`: the vocabulary."""
     random = np.random.default_rng(seed)
     spec = transformer_spec.TransformerDecoderModelSpec.from_config(
         layers,
@@ -63,7 +63,8 @@ def write_llama(
         layer.ffn.linear_0_noact.weight = _matrix(random, ffn, hidden)
         layer.ffn.linear_1.weight = _matrix(random, hidden, ffn)
     spec.config.layer_norm_epsilon = 1e-6
-    return _save(spec, random, folder, tokens or vocabulary(vocab), hidden, quantization)
+    tokens = tokens or vocabulary(vocab)
+    return _save(spec, random, folder, tokens=tokens, hidden=hidden, quantization=quantization)
 
 
 def write_bigcode(
@@ -78,7 +79,7 @@ def write_bigcode(
     quantization: str | None = None,
     tokens: list[str] | None = None,
 ) -> Path:
-    """GPTBigCode's (StarCoder's) shape: learned positions, of which there are `context`; multi-query attention."""
+    """GPTBigCode's (StarCoder's) shape: `context` learned positions, multi-query attention."""
     random = np.random.default_rng(seed)
     spec = transformer_spec.TransformerDecoderModelSpec.from_config(
         layers,
@@ -97,17 +98,28 @@ def write_bigcode(
         _layer_norm(random, layer.ffn.layer_norm, hidden)
         _linear(random, layer.ffn.linear_0, 4 * hidden, hidden)
         _linear(random, layer.ffn.linear_1, hidden, 4 * hidden)
-    return _save(spec, random, folder, tokens or vocabulary(vocab), hidden, quantization)
+    tokens = tokens or vocabulary(vocab)
+    return _save(spec, random, folder, tokens=tokens, hidden=hidden, quantization=quantization)
 
 
 def _save(
-    spec: Any, random: np.random.Generator, folder: Path, tokens: list[str], hidden: int, quantization: str | None
+    spec: Any,
+    random: np.random.Generator,
+    folder: Path,
+    *,
+    tokens: list[str],
+    hidden: int,
+    quantization: str | None,
 ) -> Path:
     decoder = spec.decoder
     decoder.scale_embeddings = False
     decoder.embeddings.weight = _matrix(random, len(tokens), hidden)
     decoder.projection.weight = _matrix(random, len(tokens), hidden)
-    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = tokens[UNK], tokens[BOS], tokens[EOS]
+    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = (
+        tokens[UNK],
+        tokens[BOS],
+        tokens[EOS],
+    )
     spec.register_vocabulary(tokens)
     spec.validate()
     spec.optimize(quantization=quantization)

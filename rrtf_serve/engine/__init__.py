@@ -1,8 +1,9 @@
 """How tokens are made.
 
 protocol   Engine, Batch, Request, Delta: the contract between the API and whatever runs the model
-ct2        CTranslate2 behind that contract
-scheduler  one bounded queue in front of an engine
+ct2        CTranslate2 behind that contract;  ct2_batch  its batches
+logprobs   log-probabilities out of raw logits
+scheduler  one bounded queue in front of an engine;  stream  what a submitter gets from it
 
 Engines own tokens, never text. May import `rrtf_serve.models`; imported by `api` and `main`.
 """

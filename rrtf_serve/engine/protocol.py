@@ -81,6 +81,8 @@ class Capabilities:
     logit_bias: bool = False
     min_p: bool = False
     admission: bool = False  # a request can join a running batch
+    max_batch_tokens: int = 16_384  # prompts and completions of all rows that run at once
+    prompt_spread: int | None = None  # tokens by which prompts may differ and still run at once; None: any
 
 
 class Batch(Protocol):
@@ -100,10 +102,13 @@ class Engine(Protocol):
 
     def start(self, requests: list[Request]) -> Batch:
         """Start rows with equal `sampling`. Raises ValueError on ids outside the vocabulary, an empty prompt,
-        a prompt that leaves no room in the context, or unequal sampling."""
+        a prompt that leaves no room in the context, or unequal sampling; EngineError once closed."""
 
     def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
-        """Log-probability of each prompt token after the first given those before it: len(prompt) - 1 records."""
+        """Log-probability of each prompt token after the first, given those before it.
+
+        `top`: how many of the best tokens each of the len(prompt) - 1 records lists. Raises ValueError on
+        what the capabilities exclude, EngineError."""
 
     def close(self) -> None:
         """Free the model; idempotent. Nothing may be started afterwards."""

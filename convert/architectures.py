@@ -1,0 +1,370 @@
+"""One table per family: the source's tensor names -> CTranslate2's specification.
+
+A weight of the specification is a `Weight`: recipes of rows, read when they are written. The reference are
+CTranslate2's own loaders (ctranslate2.converters.transformers); it has none for StarCoder2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ctranslate2.specs import attention_spec, common_spec, transformer_spec
+
+from convert.sources import FloatArray, StoredType, TensorSource
+from rrtf_serve.models.errors import ModelError
+
+_ACTIVATIONS = {
+    "silu": common_spec.Activation.SWISH,
+    "swish": common_spec.Activation.SWISH,
+    "relu": common_spec.Activation.RELU,
+    "gelu": common_spec.Activation.GELU,
+    "gelu_new": common_spec.Activation.GELUTanh,
+    "gelu_fast": common_spec.Activation.GELUTanh,
+    "gelu_pytorch_tanh": common_spec.Activation.GELUTanh,
+}
+_ROPE = {
+    "linear": attention_spec.RotaryScalingType.Linear,
+    "llama3": attention_spec.RotaryScalingType.Llama3,
+}
+_TIE_SAMPLE = 1024  # rows compared to find out whether two stored copies are one matrix
+
+
+@dataclass(frozen=True)
+class Family:
+    """`norm_bias`: LayerNorm with bias, else RMSNorm. `rotary`: rotary positions, else learned ones."""
+
+    names: dict[str, dict[str, str]]  # naming -> role -> tensor name without .weight/.bias; {} is the layer
+    gated: bool
+    norm_bias: bool
+    rotary: bool
+    interleaved_in_gguf: bool = False  # query and key rows stored for interleaved rotary positions
+
+
+_GGUF_NAMES = {
+    "embedding": "token_embd",
+    "positions": "position_embd",
+    "final_norm": "output_norm",
+    "output": "output",
+    "attention_norm": "blk.{}.attn_norm",
+    "q": "blk.{}.attn_q",
+    "k": "blk.{}.attn_k",
+    "v": "blk.{}.attn_v",
+    "qkv": "blk.{}.attn_qkv",
+    "o": "blk.{}.attn_output",
+    "ffn_norm": "blk.{}.ffn_norm",
+    "gate": "blk.{}.ffn_gate",
+    "up": "blk.{}.ffn_up",
+    "down": "blk.{}.ffn_down",
+}
+_LLAMA_NAMES = {
+    "embedding": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "output": "lm_head",
+    "attention_norm": "model.layers.{}.input_layernorm",
+    "q": "model.layers.{}.self_attn.q_proj",
+    "k": "model.layers.{}.self_attn.k_proj",
+    "v": "model.layers.{}.self_attn.v_proj",
+    "o": "model.layers.{}.self_attn.o_proj",
+    "ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "gate": "model.layers.{}.mlp.gate_proj",
+    "up": "model.layers.{}.mlp.up_proj",
+    "down": "model.layers.{}.mlp.down_proj",
+}
+_STARCODER2_NAMES = _LLAMA_NAMES | {
+    "up": "model.layers.{}.mlp.c_fc",
+    "down": "model.layers.{}.mlp.c_proj",
+}
+_BIGCODE_NAMES = {
+    "embedding": "transformer.wte",
+    "positions": "transformer.wpe",
+    "final_norm": "transformer.ln_f",
+    "output": "lm_head",
+    "attention_norm": "transformer.h.{}.ln_1",
+    "qkv": "transformer.h.{}.attn.c_attn",
+    "o": "transformer.h.{}.attn.c_proj",
+    "ffn_norm": "transformer.h.{}.ln_2",
+    "up": "transformer.h.{}.mlp.c_fc",
+    "down": "transformer.h.{}.mlp.c_proj",
+}
+
+FAMILIES = {
+    "llama": Family(
+        {"gguf": _GGUF_NAMES, "hf": _LLAMA_NAMES},
+        gated=True,
+        norm_bias=False,
+        rotary=True,
+        interleaved_in_gguf=True,
+    ),
+    "qwen2": Family({"gguf": _GGUF_NAMES, "hf": _LLAMA_NAMES}, gated=True, norm_bias=False, rotary=True),
+    "starcoder": Family(
+        {"gguf": _GGUF_NAMES, "hf": _BIGCODE_NAMES}, gated=False, norm_bias=True, rotary=False
+    ),
+    "starcoder2": Family(
+        {"gguf": _GGUF_NAMES, "hf": _STARCODER2_NAMES}, gated=False, norm_bias=True, rotary=True
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of one source tensor, in the source's order or in that of `order`; without a name, zeros."""
+
+    name: str
+    length: int
+    order: npt.NDArray[np.intp] | None = None
+
+    def read(self, source: TensorSource, start: int, stop: int) -> FloatArray:
+        if not self.name:
+            return np.zeros(stop - start, np.float32)
+        if self.order is None:
+            return source.rows(self.name, start, stop)
+        wanted = self.order[start:stop]
+        low, high = int(wanted.min()), int(wanted.max()) + 1
+        return source.rows(self.name, low, high)[wanted - low]
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A tensor of the target: parts stacked by rows. `shape` is (rows,) or (rows, columns)."""
+
+    parts: tuple[Part, ...]
+    shape: tuple[int, ...]
+    stored_type: StoredType
+
+    def blocks(self, block_rows: int) -> Iterator[tuple[Part, int, int]]:
+        """(part, start, stop) of consecutive blocks of at most `block_rows` rows, in order."""
+        for part in self.parts:
+            for start in range(0, part.length, block_rows):
+                yield part, start, min(start + block_rows, part.length)
+
+    def only_tensor(self) -> str:
+        """The source tensor that this is, whole and in order; empty when it is made of several."""
+        return self.parts[0].name if len(self.parts) == 1 and self.parts[0].order is None else ""
+
+
+@dataclass(frozen=True)
+class Specification:
+    """CTranslate2's specification with `Weight`s in place of arrays, ready for `writer.write_model`."""
+
+    spec: Any  # transformer_spec.TransformerDecoderModelSpec; ctranslate2 has no type information
+    vocabulary_size: int
+    context_length: int  # tokens; the sliding window where that is less
+    tied_output: str  # the stored tensor that serves as embedding and output matrix; empty: two matrices
+
+
+def specify(source: TensorSource) -> Specification:
+    """Lay the source's tensors out as CTranslate2 wants them; reads at most a sample of the output matrix.
+
+    Raises ModelError naming what is missing, misshapen or not supported.
+    """
+    config = source.config
+    if config.architecture not in FAMILIES:
+        raise ModelError(
+            f"{source.path}: architecture {config.architecture!r} can't be converted; "
+            f"known: {', '.join(sorted(FAMILIES))}"
+        )
+    return _Layout(source, FAMILIES[config.architecture]).specification()
+
+
+class _Layout:
+    def __init__(self, source: TensorSource, family: Family) -> None:
+        self.source, self.config, self.family = source, source.config, family
+        self.names = family.names[source.config.naming]
+
+    def specification(self) -> Specification:
+        config, names = self.config, self.names
+        if config.hidden % config.heads or config.heads % config.kv_heads:
+            raise ModelError(
+                f"{self.source.path}: {config.heads} heads, {config.kv_heads} key/value heads and width "
+                f"{config.hidden} do not divide"
+            )
+        spec = self._empty_spec()
+        decoder = spec.decoder
+        decoder.scale_embeddings = False
+        embedding, output = self._embedding_and_output()
+        vocabulary_size = self.source.shape(embedding)[0]
+        decoder.embeddings.weight = self._matrix(embedding, vocabulary_size, config.hidden)
+        decoder.projection.weight = self._matrix(output, vocabulary_size, config.hidden)
+        if f"{names['output']}.bias" in self.source.names:
+            decoder.projection.bias = self._vector(f"{names['output']}.bias", vocabulary_size)
+        self._norm(decoder.layer_norm, names["final_norm"])
+        context_length = config.context_length
+        if self.family.rotary:
+            # Up to its length a window hides nothing, so without one the model is exactly itself until there.
+            context_length = min(context_length, config.sliding_window or context_length)
+        else:
+            positions = f"{names['positions']}.weight"
+            context_length = min(context_length, self.source.shape(positions)[0])
+            decoder.position_encodings.encodings = self._matrix(
+                positions, self.source.shape(positions)[0], config.hidden
+            )
+        for index, layer in enumerate(decoder.layer):
+            self._layer(layer, index)
+        tied = embedding if embedding == output else ""
+        return Specification(spec, vocabulary_size, context_length, tied)
+
+    def _empty_spec(self) -> Any:
+        config = self.config
+        if config.activation not in _ACTIVATIONS:
+            raise ModelError(
+                f"{self.source.path}: activation {config.activation!r} can't be converted; "
+                f"known: {', '.join(sorted(_ACTIVATIONS))}"
+            )
+        options: dict[str, Any] = {}
+        if self.family.rotary:
+            scaling = config.rope_scaling
+            options = {
+                "rotary_dim": 0,
+                "rotary_interleave": False,
+                "rotary_base": config.rope_theta,
+                "num_heads_kv": config.kv_heads if config.kv_heads != config.heads else None,
+                "rotary_scaling_type": _ROPE[scaling.kind] if scaling else None,
+                "rotary_scaling_factor": scaling.factor if scaling else 1,
+            }
+            if config.head_dim * config.heads != config.hidden:
+                options["head_dim"] = config.head_dim
+        elif config.multi_query:
+            options = {"multi_query_attention": True}
+        spec = transformer_spec.TransformerDecoderModelSpec.from_config(
+            config.layers,
+            config.heads,
+            pre_norm=True,
+            activation=_ACTIVATIONS[config.activation],
+            ffn_glu=self.family.gated,
+            rms_norm=not self.family.norm_bias,
+            **options,
+        )
+        if config.rope_scaling and config.rope_scaling.kind == "llama3":
+            for layer in spec.decoder.layer:
+                layer.self_attention.rotary_low_freq_factor = config.rope_scaling.low_freq_factor
+                layer.self_attention.rotary_high_freq_factor = config.rope_scaling.high_freq_factor
+        return spec
+
+    def _layer(self, layer: Any, index: int) -> None:
+        config = self.config
+        name = {role: text.format(index) for role, text in self.names.items()}
+        attention, ffn = layer.self_attention, layer.ffn
+        self._norm(attention.layer_norm, name["attention_norm"])
+        self._norm(ffn.layer_norm, name["ffn_norm"])
+        q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        if "qkv" in name and f"{name['qkv']}.weight" in self.source.names:
+            order = self._per_head_order() if config.naming == "hf" else None
+            self._linear(attention.linear[0], [(name["qkv"], q_rows + 2 * kv_rows, order)], config.hidden)
+        else:
+            parts = [
+                (name["q"], q_rows, self._rotary_order(config.heads)),
+                (name["k"], kv_rows, self._rotary_order(config.kv_heads)),
+                (name["v"], kv_rows, None),
+            ]
+            self._linear(attention.linear[0], parts, config.hidden)
+        self._linear(attention.linear[1], [(name["o"], config.hidden, None)], q_rows)
+        if self.family.gated:
+            self._linear(ffn.linear_0, [(name["gate"], config.ffn, None)], config.hidden)
+            self._linear(ffn.linear_0_noact, [(name["up"], config.ffn, None)], config.hidden)
+        else:
+            self._linear(ffn.linear_0, [(name["up"], config.ffn, None)], config.hidden)
+        self._linear(ffn.linear_1, [(name["down"], config.hidden, None)], config.ffn)
+
+    def _rotary_order(self, heads: int) -> npt.NDArray[np.intp] | None:
+        """Row order that turns GGUF's interleaved rotary pairs into the halves that CTranslate2 rotates.
+
+        In a head, the file's row 2i + j is the original's row j * head_dim / 2 + i.
+        """
+        if self.config.naming != "gguf" or not self.family.interleaved_in_gguf:
+            return None
+        rows = np.arange(heads * self.config.head_dim, dtype=np.intp)
+        return rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+    def _per_head_order(self) -> npt.NDArray[np.intp] | None:
+        """GPTBigCode without multi-query attention keeps q, k and v of one head together; split them."""
+        if self.config.multi_query:
+            return None
+        rows = np.arange(3 * self.config.heads * self.config.head_dim, dtype=np.intp)
+        return rows.reshape(self.config.heads, 3, -1).swapaxes(0, 1).reshape(-1)
+
+    def _linear(
+        self, target: Any, parts: list[tuple[str, int, npt.NDArray[np.intp] | None]], columns: int
+    ) -> None:
+        for name, rows, _ in parts:
+            self._expect(f"{name}.weight", (rows, columns))
+        target.weight = self._weight(
+            tuple(Part(f"{name}.weight", rows, order) for name, rows, order in parts), columns
+        )
+        if not any(f"{name}.bias" in self.source.names for name, _, _ in parts):
+            return
+        biases = []
+        for name, rows, order in parts:
+            present = f"{name}.bias" in self.source.names
+            if present:
+                self._expect(f"{name}.bias", (rows,))
+            biases.append(Part(f"{name}.bias" if present else "", rows, order if present else None))
+        target.bias = self._weight(tuple(biases), None)
+
+    def _norm(self, target: Any, name: str) -> None:
+        target.gamma = self._vector(f"{name}.weight", self.config.hidden)
+        if self.family.norm_bias:
+            target.beta = self._vector(f"{name}.bias", self.config.hidden)
+
+    def _matrix(self, name: str, rows: int, columns: int) -> Weight:
+        self._expect(name, (rows, columns))
+        return self._weight((Part(name, rows),), columns)
+
+    def _vector(self, name: str, length: int) -> Weight:
+        self._expect(name, (length,))
+        return self._weight((Part(name, length),), None)
+
+    def _weight(self, parts: tuple[Part, ...], columns: int | None) -> Weight:
+        rows = sum(part.length for part in parts)
+        types = {self.source.stored_type(part.name) for part in parts if part.name}
+        stored: StoredType = types.pop() if len(types) == 1 else "float32"
+        return Weight(parts, (rows,) if columns is None else (rows, columns), stored)
+
+    def _expect(self, name: str, shape: tuple[int, ...]) -> None:
+        found = self.source.shape(name)
+        if found != shape:
+            raise ModelError(
+                f"{self.source.path}: tensor {name} has the shape {found}, the configuration says {shape}"
+            )
+
+    def _embedding_and_output(self) -> tuple[str, str]:
+        """The tensors to use as embedding and output matrix: one name twice when the model ties them.
+
+        The source's word counts where it gives one. GGUF gives none: a model without an output matrix is
+        tied, and one with two copies of the same matrix too (see `nearly_equal`); the more precise copy then
+        serves as both.
+        """
+        embedding, output = f"{self.names['embedding']}.weight", f"{self.names['output']}.weight"
+        if output not in self.source.names or self.config.tied:
+            return embedding, embedding
+        if self.config.tied is None and nearly_equal(self.source, embedding, output):
+            better = max(embedding, output, key=self.source.precision)
+            return better, better
+        return embedding, output
+
+
+def relative_difference(source: TensorSource, first: str, second: str) -> float:
+    """Root mean square of the difference of two matrices over that of the second, on a sample of rows."""
+    rows = source.shape(second)[0]
+    difference = total = 0.0
+    for row in np.unique(np.linspace(0, rows - 1, min(rows, _TIE_SAMPLE)).astype(int)):
+        a, b = (source.rows(name, int(row), int(row) + 1).astype(np.float64) for name in (first, second))
+        difference += float(np.square(a - b).sum())
+        total += float(np.square(b).sum())
+    return float(np.sqrt(difference / total)) if total else float(np.sqrt(difference))
+
+
+def nearly_equal(source: TensorSource, first: str, second: str) -> bool:
+    """Whether two stored matrices are the same one, quantised twice.
+
+    Quantising to b bits in blocks leaves a relative error of about 1.3 * 2**-b. The copies may differ by the
+    sum of both errors, with a factor of two to spare, and never by more than 0.5: two matrices that were
+    trained apart differ by about 1.4.
+    """
+    if source.shape(first) != source.shape(second):
+        return False
+    error = sum(1.3 * 2.0 ** -min(source.precision(name), 23) for name in (first, second))
+    return bool(relative_difference(source, first, second) <= min(2 * error, 0.5))

@@ -1,0 +1,92 @@
+"""The HTTP API: OpenAI's completions, chat completions and models, over one served model.
+
+    app = create_app(Served(...), settings=ApiSettings(api_keys=frozenset({digest})))
+
+Bodies are checked by api/fields, never by FastAPI, so that every error has OpenAI's shape.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from rrtf_serve import __version__
+from rrtf_serve.api import errors, listing, openapi
+from rrtf_serve.api.answer import answer
+from rrtf_serve.api.body import read_json
+from rrtf_serve.api.chat import plan_chat
+from rrtf_serve.api.completions import plan_completion
+from rrtf_serve.api.fields import CHAT_FIELDS, COMPLETION_FIELDS
+from rrtf_serve.api.gate import Gate
+from rrtf_serve.api.settings import ApiSettings, Served
+from rrtf_serve.api.shapes import Record
+from rrtf_serve.api.sse import ClientGone, unless_gone
+
+_FAILURES = openapi.errors(400, 401, 404, 413, 415, 429, 500, 503)
+# Nobody reads it; the status is what proxies log for a client that went away.
+_GONE = 499
+
+
+def create_app(served: Served, *, settings: ApiSettings) -> FastAPI:
+    """The caller owns the scheduler: it closes it once the server has stopped."""
+    app = FastAPI(
+        title="RRTF",
+        version=__version__,
+        description="OpenAI-compatible completions, fill in the middle and chat from a local code model.",
+    )
+    errors.install(app)
+    app.add_middleware(Gate, settings=settings)
+
+    @app.post(
+        "/v1/completions",
+        response_class=Response,
+        responses={**openapi.answer("text_completion", "text_completion"), **_FAILURES},
+        openapi_extra=openapi.request_body(COMPLETION_FIELDS),
+    )
+    async def completions(request: Request) -> Response:
+        """Text after a prompt, or between a prompt and a suffix."""
+        try:
+            body = await read_json(request, settings.max_body_bytes)
+            plan = await unless_gone(request.receive, plan_completion(served, settings, body))
+            return await answer(request, served, plan)
+        except ClientGone:
+            return Response(status_code=_GONE)
+
+    @app.post(
+        "/v1/chat/completions",
+        response_class=Response,
+        responses={**openapi.answer("chat.completion", "chat.completion.chunk"), **_FAILURES},
+        openapi_extra=openapi.request_body(CHAT_FIELDS),
+    )
+    async def chat(request: Request) -> Response:
+        """The assistant's next message."""
+        try:
+            body = await read_json(request, settings.max_body_bytes)
+            plan = await unless_gone(request.receive, plan_chat(served, settings, body))
+            return await answer(request, served, plan)
+        except ClientGone:
+            return Response(status_code=_GONE)
+
+    @app.get("/v1/models", responses=openapi.errors(401))
+    async def models() -> Record:
+        """The served model, with its context length (`max_model_len`, tokens) and its conversion card."""
+        return listing.list_models(served)
+
+    @app.get("/v1/models/{name:path}", responses=openapi.errors(401, 404))
+    async def model(name: str) -> Record:
+        """One model, by its name or an alias."""
+        return listing.find_model(served, name)
+
+    @app.get("/health")
+    async def health() -> Record:
+        """Answers as long as requests are accepted."""
+        return {"status": "ok", "model": served.name}
+
+    @app.get("/version")
+    async def version() -> Record:
+        return {"version": __version__}
+
+    return app
+
+
+__all__ = ["ApiSettings", "Served", "create_app"]

@@ -1,0 +1,65 @@
+"""A request's JSON body, read within a limit."""
+
+from __future__ import annotations
+
+import json
+from typing import NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+
+from rrtf_serve.api.errors import ApiError, json_type
+from rrtf_serve.api.sse import ClientGone
+
+
+async def read_json(request: Request, max_bytes: int) -> dict[str, object]:
+    """The body as an object. Raises ApiError 400, 413 or 415, ClientGone when it never arrives whole."""
+    kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    # A browser sends any other type, or none, to any address without asking first: a page anywhere on the web
+    # could make a server on the user's machine work for it.
+    if kind != "application/json":
+        raise ApiError(
+            415,
+            f"Content-Type must be application/json, but is {kind or 'absent'}.",
+            "unsupported_media_type",
+        )
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_bytes:
+                raise _too_large(max_bytes)
+    except ClientDisconnect as error:
+        raise ClientGone from error
+    return parse_object(bytes(body))
+
+
+def parse_object(body: bytes) -> dict[str, object]:
+    """Raises ApiError 400 saying where the JSON ends being JSON."""
+    try:
+        record = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise _invalid(f"it is not UTF-8 (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise _invalid(f"{error.msg} (line {error.lineno}, column {error.colno})") from error
+    except RecursionError as error:
+        raise _invalid("it is nested too deeply") from error
+    except ValueError as error:  # Python's limit on the digits of an integer
+        raise _invalid("it holds a number that is too long") from error
+    if not isinstance(record, dict):
+        raise ApiError(400, f"The body must be a JSON object, but it is {json_type(record)}.", "invalid_type")
+    return record
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _invalid(f"it holds {name}, which is not JSON")
+
+
+def _invalid(problem: str) -> ApiError:
+    return ApiError(400, f"The body can't be read as JSON: {problem}.", "invalid_json")
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, f"The body is too large: at most {max_bytes} bytes are taken.", "request_too_large")

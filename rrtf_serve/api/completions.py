@@ -1,0 +1,170 @@
+"""POST /v1/completions: text after a prompt, or between a prompt and a suffix."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from rrtf_serve.api.answer import Echo, Plan
+from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
+from rrtf_serve.api.fields import COMPLETION_FIELDS, Values, parse
+from rrtf_serve.api.generation import Job, Scored, refusals, room
+from rrtf_serve.api.options import check_model, check_rows, include_usage, off_loop, sampling
+from rrtf_serve.api.settings import ApiSettings, Served
+from rrtf_serve.api.shapes import CompletionShape
+from rrtf_serve.models.prompts import PromptError
+from rrtf_serve.models.tokens import Detokenizer, Tokenizer
+
+Prompt = str | tuple[int, ...]
+
+DEFAULT_MAX_TOKENS = 16  # as OpenAI documents
+
+
+async def plan_completion(served: Served, settings: ApiSettings, body: dict[str, object]) -> Plan:
+    """Raises ApiError."""
+    engine = served.scheduler.capabilities
+    parsed = parse(COMPLETION_FIELDS, body, engine)
+    values = parsed.values
+    check_model(served, values["model"])
+    given: tuple[Prompt, ...] = values["prompt"]
+    copies = values["best_of"] or values["n"]
+    check_rows(settings, len(given), copies)
+    infill = bool(values["suffix"])
+    size = sum(map(len, given)) + len(values["suffix"] or "") * len(given)
+    prompts, rooms = await off_loop(size, lambda: _encode(served, given, values, engine.max_context))
+    asked: int | None = values["logprobs"]
+    ranked = copies > values["n"]
+    echoes: tuple[Echo, ...] = ()
+    if values["echo"]:
+        echoes = await _echoes(served, given, prompts, asked, infill=infill)
+    return Plan(
+        job=Job(
+            prompts,
+            copies,
+            rooms,
+            sampling(values, asked or 0 if ranked else asked),
+            served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
+            values["stop"] + (served.prompts.infill_stops if infill else ()),
+        ),
+        shape=CompletionShape(
+            served.tokenizer,
+            served.name,
+            int(time.time()),
+            logprobs=asked is not None,
+            include_usage=include_usage(values),
+        ),
+        stream=values["stream"],
+        include_usage=include_usage(values),
+        keep=values["n"],
+        echoes=echoes,
+        show_logprobs=asked is not None,
+        dropped=parsed.dropped,
+    )
+
+
+def _encode(
+    served: Served, given: tuple[Prompt, ...], values: Values, context: int
+) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Token ids and the number of new tokens, per prompt."""
+    asked: int | None = values["max_tokens"]
+    encoded = []
+    for index, prompt in enumerate(given):
+        path: tuple[str | int, ...] = ("prompt", index) if len(given) > 1 else ("prompt",)
+        if isinstance(prompt, tuple):
+            ids = _own_ids(served, prompt, values, path)
+        elif values["suffix"]:
+            ids = _infill(served, prompt, values["suffix"], context, asked)
+        else:
+            ids = tuple(served.prompts.completion(prompt))
+        if not ids:
+            raise invalid_value(path, "it is empty; the model needs at least one token to start from.")
+        encoded.append((ids, room(context, len(ids), asked, DEFAULT_MAX_TOKENS, ("prompt",))))
+    return tuple(ids for ids, _ in encoded), tuple(tokens for _, tokens in encoded)
+
+
+def _own_ids(
+    served: Served, prompt: tuple[int, ...], values: Values, path: tuple[str | int, ...]
+) -> tuple[int, ...]:
+    if values["suffix"]:
+        raise unsupported(("suffix",), "It goes with a text prompt, not with token ids.")
+    size = served.tokenizer.size
+    for token in prompt:
+        if token >= size:
+            raise invalid_value(path, f"token id {str(token)[:20]} is outside the vocabulary of {size}.")
+    return prompt
+
+
+def _infill(served: Served, prefix: str, suffix: str, context: int, asked: int | None) -> tuple[int, ...]:
+    """An editor sends what it has: what doesn't fit is cut at the ends far from the cursor."""
+    if not served.prompts.has_infill:
+        raise unsupported(
+            ("suffix",),
+            f"The model '{served.name}' (family '{served.card.family}') has no fill-in-the-middle tokens; "
+            "leave it out, or serve a model that has them, such as qwen2.5-coder or starcoder.",
+        )
+    completion = min(DEFAULT_MAX_TOKENS, context // 2) if asked is None else asked
+    if completion >= context:
+        raise context_length_exceeded(1, completion, context, ("prompt",))
+    try:
+        return tuple(served.prompts.infill_limited(prefix, suffix, context - completion))
+    except PromptError as error:
+        raise invalid_value(("suffix",), str(error)) from error
+
+
+async def _echoes(
+    served: Served,
+    given: tuple[Prompt, ...],
+    prompts: tuple[tuple[int, ...], ...],
+    top: int | None,
+    *,
+    infill: bool,
+) -> tuple[Echo, ...]:
+    tokenizer = served.tokenizer
+    texts = [
+        prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_specials=False)
+        for prompt in given
+    ]
+    if top is None:
+        return tuple(map(Echo, texts))
+    if infill:
+        raise unsupported(
+            ("logprobs",), "With echo and suffix the prompt's tokens aren't in the text's order."
+        )
+    longest = served.scheduler.capabilities.max_scored_tokens
+    if max(map(len, prompts)) > longest:
+        raise ApiError(
+            400,
+            f"echo with logprobs takes prompts of at most {longest} tokens on this server, but got "
+            f"{max(map(len, prompts))}.",
+            "invalid_value",
+            path=("prompt",),
+        )
+    return tuple(
+        [
+            Echo(text, await _score(served, text, prompt, top))
+            for text, prompt in zip(texts, prompts, strict=True)
+        ]
+    )
+
+
+async def _score(served: Served, text: str, prompt: tuple[int, ...], top: int) -> tuple[Scored, ...]:
+    with refusals(("prompt",)):
+        records = await served.scheduler.score(prompt, top)
+    offsets = await asyncio.to_thread(_offsets, served.tokenizer, text, prompt)
+    first = Scored(prompt[0], offsets[0], None)
+    rest = [
+        Scored(record.token, offset, record.logprob, record.top)
+        for record, offset in zip(records, offsets[1:], strict=True)
+    ]
+    return (first, *rest)
+
+
+def _offsets(tokenizer: Tokenizer, text: str, prompt: tuple[int, ...]) -> list[int]:
+    """Where each token's text begins in `text`. A token that was put before the text (BOS) begins at 0."""
+    detokenizer = Detokenizer(tokenizer, skip_specials=False)
+    starts, length = [], 0
+    for token in prompt:
+        starts.append(length)
+        length += len(detokenizer.push(token))
+    added = length + len(detokenizer.flush()) - len(text)
+    return [min(len(text), max(0, start - added)) for start in starts]

@@ -1,0 +1,171 @@
+"""Errors as OpenAI's clients read them.
+
+Body: {"error": {"message", "type", "param", "code"}, "detail": [{"loc", "msg", "type"}]}. `error` is what
+the OpenAI SDKs parse (https://platform.openai.com/docs/guides/error-codes); `detail` is the shape of
+FastAPI's own errors, the only one that llm-ls parses for an OpenAI back-end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+Path = tuple[str | int, ...]  # where in the body: ("messages", 0, "content")
+
+INVALID = "invalid_request_error"
+
+
+@dataclass
+class ApiError(Exception):
+    """One answer that isn't a success. `path` locates the field; `extra` is added to the error object."""
+
+    status: int
+    message: str
+    code: str
+    type: str = INVALID
+    path: Path = ()
+    extra: Mapping[str, int] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.message
+
+    def body(self) -> dict[str, object]:
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": param(self.path) or None,
+            "code": self.code,
+            **self.extra,
+        }
+        detail = {"loc": ["body", *self.path], "msg": self.message, "type": self.code}
+        return {"error": error, "detail": [detail]}
+
+
+def param(path: Path) -> str:
+    """("messages", 0, "content") -> "messages[0].content"."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def invalid_type(path: Path, expected: str, value: object) -> ApiError:
+    return ApiError(
+        400,
+        f"Invalid type for '{param(path)}': expected {expected}, but got {json_type(value)} instead.",
+        "invalid_type",
+        path=path,
+    )
+
+
+def invalid_value(path: Path, problem: str) -> ApiError:
+    return ApiError(400, f"Invalid value for '{param(path)}': {problem}", "invalid_value", path=path)
+
+
+def missing(path: Path, what: str) -> ApiError:
+    return ApiError(
+        400, f"Missing required parameter: '{param(path)}'. {what}", "missing_required_parameter", path=path
+    )
+
+
+def unsupported(path: Path, problem: str) -> ApiError:
+    return ApiError(
+        400, f"Unsupported parameter: '{param(path)}'. {problem}", "unsupported_parameter", path=path
+    )
+
+
+def context_length_exceeded(prompt: int, completion: int, context: int, path: Path) -> ApiError:
+    """All three in tokens. llama.vscode reads n_prompt_tokens and n_ctx."""
+    place = "messages" if path[:1] == ("messages",) else "prompt"
+    message = (
+        f"This model's maximum context length is {context} tokens. However, you requested "
+        f"{prompt + completion} tokens ({prompt} in the {place}, {completion} in the completion). "
+        f"Please reduce the length of the {place} or completion."
+    )
+    numbers = {"n_prompt_tokens": prompt, "n_ctx": context}
+    return ApiError(400, message, "context_length_exceeded", path=path, extra=numbers)
+
+
+def queue_full(retry_after_s: float) -> ApiError:
+    seconds = max(1, round(retry_after_s))
+    return ApiError(
+        429,
+        f"The server is busy: its queue is full. Try again in about {seconds} s.",
+        "rate_limit_exceeded",
+        type="requests",
+        headers={"retry-after": str(seconds)},
+    )
+
+
+def shutting_down() -> ApiError:
+    return ApiError(
+        503,
+        "The server is shutting down. Try again shortly.",
+        "server_shutting_down",
+        type="service_unavailable_error",
+        headers={"retry-after": "5"},
+    )
+
+
+def internal(request_id: str) -> ApiError:
+    return ApiError(
+        500,
+        f"The server failed on this request. Its log holds the cause under request id {request_id}.",
+        "internal_error",
+        type="server_error",
+    )
+
+
+def json_type(value: object) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "an array"}
+    return names.get(type(value), "an object")
+
+
+def error_response(error: ApiError) -> Response:
+    return Response(
+        json.dumps(error.body()),
+        status_code=error.status,
+        headers=dict(error.headers),
+        media_type="application/json",
+    )
+
+
+async def _on_api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    known = {
+        404: ("unknown_url", f"Unknown request URL: {where}. Check the URL; the API lies under /v1."),
+        405: ("method_not_allowed", f"Not allowed: {where}. See the Allow header for the methods."),
+    }
+    code, message = known.get(error.status_code, ("http_error", str(error.detail)))
+    kind = INVALID if error.status_code < 500 else "server_error"
+    return error_response(ApiError(error.status_code, message, code, type=kind, headers=error.headers or {}))
+
+
+async def _on_failure(request: Request, _: Exception) -> Response:
+    """A fault of ours. Starlette raises it again after this answer, so that uvicorn logs the traceback."""
+    request_id = request.scope.get("rrtf.request_id", "unknown")
+    response = error_response(internal(request_id))
+    response.headers["x-request-id"] = request_id
+    return response
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_failure)

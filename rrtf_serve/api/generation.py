@@ -1,0 +1,190 @@
+"""From a checked request to pieces of text: what every dialect of the API shares.
+
+    generation = Generation(served, job)             # submitted; ApiError 429 when the queue is full
+    async for pieces in generation.pieces(): ...     # text, log-probabilities, finish reasons, per row
+    generation.cancel()                              # always: stops whatever still runs
+
+Row p * copies + c is copy c of prompt p, as OpenAI numbers its choices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from rrtf_serve.api.errors import ApiError, Path, context_length_exceeded, queue_full, shutting_down
+from rrtf_serve.api.settings import Served
+from rrtf_serve.engine.protocol import Delta, Request, Sampling, TokenLogprob
+from rrtf_serve.engine.scheduler import QueueFull, SchedulerClosed, Stream
+from rrtf_serve.models.tokens import TextStream, Tokenizer
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Job:
+    prompts: tuple[tuple[int, ...], ...]  # token ids, none empty
+    copies: int  # rows per prompt
+    max_tokens: tuple[int, ...]  # per prompt
+    sampling: Sampling
+    end_ids: frozenset[int]
+    stops: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return len(self.prompts) * self.copies
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token, its log-probability (None: nothing stood before it), and where in the row its text begins."""
+
+    token: int
+    offset: int  # characters
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    row: int
+    text: str
+    scored: tuple[Scored, ...] = ()
+    finish: Finish | None = None
+
+
+def room(context: int, prompt: int, asked: int | None, default: int, path: Path) -> int:
+    """How many tokens may be generated after `prompt` tokens. A number that was asked for is kept or refused;
+    the default shrinks to what the context leaves. Raises ApiError context_length_exceeded."""
+    left = context - prompt
+    if asked is None:
+        if left < 1:
+            raise context_length_exceeded(prompt, 1, context, path)
+        return min(default, left)
+    if asked > left:
+        raise context_length_exceeded(prompt, asked, context, path)
+    return asked
+
+
+class Generation:
+    def __init__(self, served: Served, job: Job) -> None:
+        self.job = job
+        self.completion_tokens = 0
+        scored = job.sampling.logprobs is not None
+        self._rows = [_Row(row, served.tokenizer, job.stops, scored) for row in range(job.rows)]
+        self._running = job.rows
+        self._stream: Stream | None = None
+        if not any(job.max_tokens):  # nothing to generate: echo alone
+            return
+        requests = [
+            Request(prompt, tokens, job.end_ids, job.sampling)
+            for prompt, tokens in zip(job.prompts, job.max_tokens, strict=True)
+            for _ in range(job.copies)
+        ]
+        with refusals(("prompt",)):
+            self._stream = served.scheduler.submit(requests)
+
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """Ends once every row has finished. Raises EngineError, ApiError when the server stops meanwhile."""
+        if self._stream is None:
+            yield [Piece(row.number, "", (), "length") for row in self._rows]
+            return
+        with refusals(("prompt",)):
+            async for deltas in self._stream:
+                pieces = [
+                    piece for delta in deltas if (piece := self._piece(self._stream, delta)) is not None
+                ]
+                if pieces:
+                    yield pieces
+                if not self._running:
+                    return
+
+    def _piece(self, stream: Stream, delta: Delta) -> Piece | None:
+        row = self._rows[delta.row]
+        if row.finished:  # what the engine made before it heard of the stop
+            return None
+        self.completion_tokens += delta.token is not None
+        piece = row.push(delta)
+        if row.finished:
+            self._running -= 1
+            if delta.finish is None:
+                stream.cancel(delta.row)
+        return piece
+
+    def cancel(self) -> None:
+        if self._stream is not None and self._running:
+            self._stream.cancel()
+
+
+class _Row:
+    __slots__ = ("_emitted", "_ledger", "_stream", "finished", "number")
+
+    def __init__(self, number: int, tokenizer: Tokenizer, stops: tuple[str, ...], scored: bool) -> None:
+        self.number = number
+        self.finished = False
+        self._stream = TextStream(tokenizer, stops)
+        self._ledger = _Ledger() if scored else None
+        self._emitted = 0  # characters
+
+    def push(self, delta: Delta) -> Piece | None:
+        """None while there is nothing to tell: the text is held back for a character or a stop string."""
+        if delta.finish == "cancelled":
+            raise shutting_down()  # no other than the scheduler's closing cancels a row that still counts
+        text, stopped = "", False
+        if delta.token is not None:
+            text, stopped = self._stream.push(delta.token)
+            if self._ledger is not None and delta.logprob is not None:
+                self._ledger.add(self._stream.offset, delta.logprob)
+        finish: Finish | None = "stop" if stopped else delta.finish
+        if finish is not None:
+            self.finished = True
+            if not stopped:
+                text += self._stream.flush()
+        self._emitted += len(text)
+        whole = finish is not None and not stopped
+        scored = self._ledger.take(math.inf if whole else self._emitted) if self._ledger is not None else ()
+        return Piece(self.number, text, scored, finish) if text or scored or finish is not None else None
+
+
+class _Ledger:
+    """Hands out log-probabilities together with the text they belong to.
+
+    Text may come out later than its token (half a character, half a stop string) or never (cut by a stop
+    string); a record leaves once text beyond its token's beginning has. Tokens without text of their own, as
+    the first bytes of a character, so go with the token that completes it.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Scored] = []
+
+    def add(self, offset: int, record: TokenLogprob) -> None:
+        self._waiting.append(Scored(record.token, offset, record.logprob, record.top))
+
+    def take(self, emitted: float) -> tuple[Scored, ...]:
+        """Records of the tokens that begin within the first `emitted` characters."""
+        count = sum(record.offset < emitted for record in self._waiting)  # offsets never fall
+        taken = tuple(self._waiting[:count])
+        del self._waiting[:count]
+        return taken
+
+
+def mean_logprob(scored: list[Scored]) -> float:
+    """Per token, natural log; minus infinity for an empty completion, so that it ranks last."""
+    values = [record.logprob for record in scored if record.logprob is not None]
+    return sum(values) / len(values) if values else -math.inf
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turn what the scheduler and the engine refuse into the client's error."""
+    try:
+        yield
+    except QueueFull as error:
+        raise queue_full(error.retry_after_s) from error
+    except SchedulerClosed as error:
+        raise shutting_down() from error
+    except ValueError as error:
+        raise ApiError(400, str(error), "invalid_value", path=path) from error

@@ -1,0 +1,40 @@
+"""What the API serves and the limits it keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+
+from rrtf_serve.engine.scheduler import Scheduler
+from rrtf_serve.models.folder import Card
+from rrtf_serve.models.prompts import Prompts
+from rrtf_serve.models.tokens import Tokenizer
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model behind the API."""
+
+    name: str  # what /v1/models lists and every answer carries
+    aliases: tuple[str, ...]  # other names that `model` may hold
+    card: Card
+    tokenizer: Tokenizer
+    prompts: Prompts
+    scheduler: Scheduler
+    created: int  # Unix seconds
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    api_keys: frozenset[str] = frozenset()  # SHA-256 hex digests; none: every client is let in
+    protected: tuple[str, ...] = ("/v1",)  # path prefixes that ask for a key
+    max_body_bytes: int = 4 * 2**20
+    max_rows: int = 256  # completions made for one request: prompts x choices
+    chat_max_tokens: int = 1024  # a chat that names no limit ends here, or where the context does
+
+    def admits(self, key: str) -> bool:
+        """Whether one of the keys is this one, in a time that doesn't depend on how much of it is right."""
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        # Summed, since any() would stop at the first match.
+        return sum(hmac.compare_digest(digest, known) for known in self.api_keys) > 0

@@ -1,0 +1,233 @@
+"""CTranslate2 behind the Engine contract.
+
+CTranslate2 pushes: `generate_batch` blocks and calls back per row and token from a thread of its own. A batch
+(ct2_batch) runs it on one thread and hands each step's deltas over through a queue, so that `step` can pull.
+
+What CTranslate2 leaves to its caller is done here:
+- limits, end tokens and cancelling are per row, in the callback; CTranslate2 has one set of options per call
+- rows whose prompts differ much in length run one after another: it feeds everything beyond the shortest
+  prompt token by token
+- the context is enforced: models with learned positions fail in mid-answer beyond it
+- it keeps all logits of a call until its end (4 bytes x vocabulary x tokens), so calls that want
+  log-probabilities are cut into legs, each going on from where the last one stood
+- a generator that outlives the interpreter aborts the process, so it is dropped at exit whatever happens
+
+Not covered: seeds, presence and frequency penalties, logit bias, min_p, joining a running batch. The
+repetition penalty counts generated tokens only, not the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from pathlib import Path
+
+import ctranslate2
+
+from rrtf_serve.engine.ct2_batch import (
+    LOGITS_BYTES,
+    PROMPT_SPREAD,
+    Ct2Batch,
+    Loaded,
+    Row,
+    partition,
+    steps_in_memory,
+    to_numpy,
+)
+from rrtf_serve.engine.logprobs import token_logprob
+from rrtf_serve.engine.protocol import Capabilities, EngineError, Request, Sampling, TokenLogprob
+from rrtf_serve.models.errors import ModelError
+
+MAX_LOGPROBS = 20
+
+
+class Ct2Engine:
+    """One model on one device. `start` and `score` are to be called from one thread at a time.
+
+    folder: a CTranslate2 folder. context_length: tokens, prompt and completion together.
+    device: "cpu", "cuda", or "auto" (cuda where there is one). compute_type: "default" (as stored, or the
+    nearest that the device has), "auto" (the fastest) or a name. threads: 0 is one per available core.
+
+    Raises ValueError on a device or compute type that this machine lacks, ModelError on an unreadable folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        context_length: int,
+        device: str = "auto",
+        compute_type: str = "default",
+        threads: int = 0,
+        max_batch: int = 16,
+    ) -> None:
+        if context_length < 2:
+            raise ValueError(f"context_length is {context_length}; it must hold a prompt and a completion")
+        if max_batch < 1:
+            raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
+        self._device = _pick_device(device)
+        _check_compute_type(compute_type, self._device)
+        self._vocabulary = _read_vocabulary(folder)
+        self._threads = threads or available_cores()
+        try:
+            generator = ctranslate2.Generator(
+                str(folder),
+                device=self._device,
+                compute_type=compute_type,
+                intra_threads=self._threads,
+                inter_threads=1,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"{folder}: CTranslate2 can't load it ({error})") from error
+        self._loaded = Loaded(generator)
+        self._exit = weakref.finalize(self, self._loaded.drop)
+        self._compute_type = str(generator.compute_type)
+        self._weights_bytes = (folder / "model.bin").stat().st_size
+        size = len(self._vocabulary)
+        self._capabilities = Capabilities(
+            max_context=context_length,
+            max_batch=max_batch,
+            max_logprobs=min(MAX_LOGPROBS, size),
+            max_scored_tokens=min(context_length, LOGITS_BYTES // (4 * size)),
+            prompt_spread=PROMPT_SPREAD,
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def describe(self) -> dict[str, str | int]:
+        """What was loaded: device, compute_type, threads, weights_bytes (model.bin), vocabulary (tokens)."""
+        return {
+            "device": self._device,
+            "compute_type": self._compute_type,
+            "threads": self._threads,
+            "weights_bytes": self._weights_bytes,
+            "vocabulary": len(self._vocabulary),
+        }
+
+    def start(self, requests: list[Request]) -> Ct2Batch:
+        """See Engine.start. Rows that can't share a call are run in several, one after another."""
+        if not requests:
+            raise ValueError("no requests: a batch needs at least one row")
+        sampling = requests[0].sampling
+        for request in requests:
+            if request.sampling != sampling:
+                raise ValueError("rows of one batch must have equal sampling")
+            self._check(request)
+        rows = [self._row(number, request) for number, request in enumerate(requests)]
+        legs = partition(rows, sampling, self._capabilities, len(self._vocabulary))
+        return Ct2Batch(self._loaded, self._vocabulary, rows, legs, sampling)
+
+    def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
+        """See Engine.score. Raises ValueError on a prompt longer than `max_scored_tokens`; holds
+        4 x vocabulary x len(prompt) bytes while it runs."""
+        self._check_ids(prompt)
+        longest = self._capabilities.max_scored_tokens
+        if len(prompt) > longest:
+            raise ValueError(f"the prompt has {len(prompt)} tokens; at most {longest} can be scored")
+        if not 0 <= top <= self._capabilities.max_logprobs:
+            raise ValueError(f"top is {top}; it must be from 0 to {self._capabilities.max_logprobs}")
+        if len(prompt) == 1:
+            return []
+        tokens = [self._vocabulary[token] for token in prompt]
+        try:
+            # [1, T, V]
+            logprobs = to_numpy(self._loaded.get().forward_batch([tokens], return_log_probs=True))[0]
+        except RuntimeError as error:
+            raise EngineError(f"scoring failed: {error}") from error
+        return [token_logprob(logprobs[at], token, top) for at, token in enumerate(prompt[1:])]
+
+    def close(self) -> None:
+        """Stop what runs and free the model. Idempotent."""
+        self._exit()
+
+    def _check_ids(self, ids: tuple[int, ...]) -> None:
+        if not ids:
+            raise ValueError("the prompt is empty: the model needs at least one token to start from")
+        size = len(self._vocabulary)
+        wrong = next((token for token in ids if not 0 <= token < size), None)
+        if wrong is not None:
+            raise ValueError(f"token id {wrong} is outside the vocabulary of {size} tokens")
+
+    def _check(self, request: Request) -> None:
+        self._check_ids(request.prompt)
+        context = self._capabilities.max_context
+        if len(request.prompt) >= context:
+            raise ValueError(
+                f"the prompt has {len(request.prompt)} tokens, which leaves no room in a context of {context}"
+            )
+        if request.max_tokens < 1:
+            raise ValueError(f"max_tokens is {request.max_tokens}; it must be at least 1")
+        sampling = request.sampling
+        _check_sampling(sampling, self._capabilities.max_logprobs)
+        longest = steps_in_memory(sampling, len(self._vocabulary))
+        if sampling.repetition_penalty != 1 and self._room(request) > longest:
+            # The penalty counts what one call generated, so such a call can't be cut into legs.
+            raise ValueError(
+                f"max_tokens can be {longest} at most with repetition_penalty and logprobs together"
+            )
+
+    def _room(self, request: Request) -> int:
+        return min(request.max_tokens, self._capabilities.max_context - len(request.prompt))
+
+    def _row(self, number: int, request: Request) -> Row:
+        left = self._room(request)
+        # End tokens outside the vocabulary can't occur, and CTranslate2 would write out of bounds for them.
+        end_ids = frozenset(token for token in request.end_ids if 0 <= token < len(self._vocabulary))
+        least = min(max(request.min_tokens, 0), left) if end_ids else 0
+        return Row(number, list(request.prompt), left, least, end_ids)
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_sampling(sampling: Sampling, max_logprobs: int) -> None:
+    # Comparisons are written so that NaN fails them.
+    if not 0 <= sampling.temperature < float("inf"):
+        raise ValueError(f"temperature is {sampling.temperature}; it must be 0 or more")
+    if not 0 <= sampling.top_p <= 1:
+        raise ValueError(f"top_p is {sampling.top_p}; it must be from 0 to 1")
+    if sampling.top_k < 0:
+        raise ValueError(f"top_k is {sampling.top_k}; it must be 0 (no limit) or more")
+    if not 0 < sampling.repetition_penalty < float("inf"):
+        raise ValueError(f"repetition_penalty is {sampling.repetition_penalty}; it must be above 0")
+    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= max_logprobs:
+        raise ValueError(f"logprobs is {sampling.logprobs}; it must be from 0 to {max_logprobs}")
+
+
+def _pick_device(device: str) -> str:
+    if device not in {"auto", "cpu", "cuda"}:
+        raise ValueError(f"--device {device}: choose cpu, cuda or auto")
+    found = ctranslate2.get_cuda_device_count() > 0
+    if device == "cuda" and not found:
+        raise ValueError("--device cuda: no CUDA device found on this machine; use cpu or auto")
+    return "cuda" if found and device != "cpu" else "cpu"
+
+
+def _check_compute_type(compute_type: str, device: str) -> None:
+    supported = sorted(ctranslate2.get_supported_compute_types(device))
+    if compute_type not in {"default", "auto", *supported}:
+        raise ValueError(
+            f"--compute-type {compute_type}: this machine's {device} supports {', '.join(supported)}; "
+            "'default' takes the model as it is stored, 'auto' the fastest of these"
+        )
+
+
+def _read_vocabulary(folder: Path) -> list[str]:
+    path = folder / "vocabulary.json"
+    try:
+        tokens = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read ({error.strerror}); is it a CTranslate2 folder?") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON ({error}); convert the model again") from error
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens) or not tokens:
+        raise ModelError(f"{path}: not a list of tokens; convert the model again")
+    if len(set(tokens)) != len(tokens):
+        # Prompts go to CTranslate2 as strings, so two ids with one string could not be told apart.
+        raise ModelError(f"{path}: a token occurs twice; convert the model again")
+    return tokens

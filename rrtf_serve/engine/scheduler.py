@@ -1,0 +1,328 @@
+"""One bounded queue in front of an engine, and the one thread that talks to it.
+
+    stream = scheduler.submit([request, request])  # the rows of one HTTP request; raises QueueFull at once
+    async for deltas in stream: ...                # always ends; row numbers are those of `submit`
+    stream.cancel()                                # in a finally, for clients that went away
+
+Jobs run first come, first served. Jobs that wait behind the first one join its batch when their sampling is
+equal and the engine can run them at once; nobody joins a batch that runs already. A prefill can't be
+interrupted: a row cancelled during it is let go at its first token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+
+from rrtf_serve.engine.protocol import Batch, Delta, Engine, EngineError, Request, TokenLogprob
+from rrtf_serve.engine.stream import QueueFull, SchedulerClosed, Stream, call
+
+__all__ = ["QueueFull", "Scheduler", "SchedulerClosed", "Stream"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Job:
+    requests: list[Request]
+    stream: Stream
+    alone: bool = False  # its batch was refused; run by itself to find out whose fault that was
+    cancelled: set[int] = field(default_factory=set)
+    offset: int = 0  # of its first row in the batch
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self.stream.loop
+
+
+@dataclass(eq=False)
+class _Score:
+    prompt: tuple[int, ...]
+    top: int
+    answer: asyncio.Future[list[TokenLogprob]]
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self.answer.get_loop()
+
+
+class Scheduler:
+    """Owns the thread that calls the engine; the caller closes the engine after `close`.
+
+    max_queue: jobs that may wait, the running ones not counted.
+    """
+
+    def __init__(self, engine: Engine, *, max_queue: int = 64) -> None:
+        if max_queue < 1:
+            raise ValueError(f"max_queue is {max_queue}; it must be at least 1")
+        self._engine = engine
+        self._max_queue = max_queue
+        self._changed = threading.Condition()
+        # Everything below is guarded by _changed.
+        self._queue: deque[_Job | _Score] = deque()
+        self._closed = False
+        self._batch: Batch | None = None
+        self._jobs: list[_Job] = []  # of the running batch
+        self._rows_running = 0
+        self._job_seconds = 1.0  # what a job took lately, for Retry-After
+        self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def queue_depth(self) -> int:
+        """Jobs that wait."""
+        return len(self._queue)
+
+    @property
+    def rows_running(self) -> int:
+        """Rows of the running batch that have not ended."""
+        return self._rows_running
+
+    def submit(self, requests: list[Request]) -> Stream:
+        """Queue the rows of one HTTP request; on an event loop. Raises QueueFull, SchedulerClosed."""
+        if not requests:
+            raise ValueError("no requests: a job needs at least one row")
+        stream = Stream(len(requests), lambda row: self._cancel(job, row))
+        job = _Job(requests, stream)
+        self._put(job)
+        return stream
+
+    async def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
+        """Engine.score, in its turn. Raises QueueFull, SchedulerClosed, ValueError, EngineError."""
+        answer: asyncio.Future[list[TokenLogprob]] = asyncio.get_running_loop().create_future()
+        self._put(_Score(prompt, top, answer))
+        return await answer
+
+    async def close(self, drain_seconds: float) -> None:
+        """Accept nothing more, give accepted work `drain_seconds` to finish, then cancel it. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join, max(0.0, drain_seconds))
+        if self._thread.is_alive():
+            self._abandon()
+            await asyncio.to_thread(self._thread.join)
+
+    def _abandon(self) -> None:
+        with self._changed:
+            waiting, running = list(self._queue), list(self._jobs)
+            self._queue.clear()
+        for work in [*running, *waiting]:
+            if isinstance(work, _Job):
+                call(work.loop, work.stream.cancel)
+                for row in range(len(work.requests)):
+                    self._cancel(work, row)
+            else:
+                call(work.loop, partial(_set_error, work.answer, SchedulerClosed()))
+
+    def _put(self, work: _Job | _Score) -> None:
+        with self._changed:
+            if self._closed:
+                raise SchedulerClosed
+            if len(self._queue) >= self._max_queue:
+                raise QueueFull(len(self._queue), self._retry_after())
+            self._queue.append(work)
+            self._changed.notify()
+
+    def _retry_after(self) -> float:
+        return min(60.0, max(1.0, self._job_seconds * len(self._queue)))
+
+    def _cancel(self, job: _Job, row: int) -> None:
+        with self._changed:
+            job.cancelled.add(row)
+            if self._batch is not None and job in self._jobs:
+                self._batch.cancel(job.offset + row)
+            elif len(job.cancelled) == len(job.requests) and job in self._queue:
+                self._queue.remove(job)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue and not self._closed:
+                    self._changed.wait()
+                if not self._queue:
+                    return
+                work = self._take()
+            started = time.monotonic()
+            if isinstance(work, _Score):
+                self._score(work)
+                jobs = 1
+            else:
+                self._run(work)
+                jobs = len(work)
+            seconds = (time.monotonic() - started) / jobs
+            with self._changed:
+                self._job_seconds += (seconds - self._job_seconds) / 4
+
+    def _take(self) -> _Score | list[_Job]:
+        """The first in the queue, and those behind it that can run at once with it."""
+        first = self._queue.popleft()
+        if isinstance(first, _Score):
+            return first
+        jobs = [first]
+        if not first.alone:
+            load = _Load(self._engine)
+            load.add(first.requests)
+            for work in list(self._queue):
+                if (
+                    isinstance(work, _Job)
+                    and not work.alone
+                    and work.requests[0].sampling == first.requests[0].sampling
+                    and load.add(work.requests)
+                ):
+                    self._queue.remove(work)
+                    jobs.append(work)
+        offset = 0
+        for job in jobs:
+            job.offset = offset
+            offset += len(job.requests)
+        self._jobs = jobs
+        return jobs
+
+    def _score(self, work: _Score) -> None:
+        if work.answer.done():
+            return
+        try:
+            answer = self._engine.score(work.prompt, work.top)
+        except (ValueError, EngineError) as error:
+            call(work.loop, partial(_set_error, work.answer, error))
+        except Exception as error:  # a fault in the engine must not end the thread that everyone waits on
+            log.exception("scoring failed")
+            call(work.loop, partial(_set_error, work.answer, _engine_error(error)))
+        else:
+            call(work.loop, partial(_set_answer, work.answer, answer))
+
+    def _run(self, jobs: list[_Job]) -> None:
+        if all(len(job.cancelled) == len(job.requests) for job in jobs):
+            self._forget()
+            return
+        try:
+            batch = self._engine.start([request for job in jobs for request in job.requests])
+        except ValueError as error:
+            self._refused(jobs, error)
+            return
+        except Exception as error:  # as in _score
+            self._failed(jobs, error)
+            return
+        self._drive(jobs, batch)
+
+    def _drive(self, jobs: list[_Job], batch: Batch) -> None:
+        owners = [(job, row) for job in jobs for row in range(len(job.requests))]
+        with self._changed:
+            self._batch = batch
+            self._rows_running = len(owners)
+            for job, row in owners:
+                if row in job.cancelled:
+                    batch.cancel(job.offset + row)
+        outcome: Exception = EngineError("the engine ended a batch without ending all of its rows")
+        try:
+            while deltas := batch.step():
+                self._deliver(owners, deltas)
+        except Exception as failure:  # as in _score
+            outcome = failure
+        finally:
+            with self._changed:
+                self._batch = None
+                self._rows_running = 0
+            batch.close()
+        # Streams whose rows have all ended take no notice.
+        self._failed(jobs, outcome)
+
+    def _deliver(self, owners: list[tuple[_Job, int]], deltas: list[Delta]) -> None:
+        ended = 0
+        shares: dict[_Job, list[Delta]] = {}
+        for delta in deltas:
+            job, row = owners[delta.row]
+            local = delta if row == delta.row else Delta(row, delta.token, delta.finish, delta.logprob)
+            shares.setdefault(job, []).append(local)
+            ended += delta.finish is not None
+        self._rows_running -= ended
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[Stream, list[Delta]]]] = {}
+        for job, share in shares.items():
+            loops.setdefault(job.loop, []).append((job.stream, share))
+        for loop, pushes in loops.items():
+            if not call(loop, partial(_push_all, pushes)):
+                for job in shares:
+                    if job.loop is loop:
+                        for row in range(len(job.requests)):
+                            self._cancel(job, row)
+
+    def _refused(self, jobs: list[_Job], error: ValueError) -> None:
+        with self._changed:
+            self._jobs = []
+            if len(jobs) > 1:
+                for job in reversed(jobs):
+                    job.alone = True
+                    self._queue.appendleft(job)
+                return
+        call(jobs[0].loop, partial(jobs[0].stream.fail, error))
+
+    def _forget(self) -> None:
+        with self._changed:
+            self._jobs = []
+
+    def _failed(self, jobs: list[_Job], error: Exception) -> None:
+        self._forget()
+        if not isinstance(error, EngineError):
+            log.error("the engine failed", exc_info=error)
+            error = _engine_error(error)
+        for job in jobs:
+            call(job.loop, partial(job.stream.fail, error))
+
+
+class _Load:
+    """What a batch holds so far, against what the engine can run at once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._limits = engine.capabilities
+        self._rows = 0
+        self._tokens = 0
+        self._shortest = self._longest = 0
+
+    def add(self, requests: list[Request]) -> bool:
+        """Add them if they fit; the first ones always do."""
+        limits = self._limits
+        lengths = [len(request.prompt) for request in requests]
+        shortest, longest = min(lengths), max(lengths)
+        if self._rows:
+            shortest, longest = min(shortest, self._shortest), max(longest, self._longest)
+        rows = self._rows + len(requests)
+        tokens = self._tokens + sum(
+            min(length + request.max_tokens, limits.max_context)
+            for length, request in zip(lengths, requests, strict=True)
+        )
+        fits = (
+            rows <= limits.max_batch
+            and tokens <= limits.max_batch_tokens
+            and (limits.prompt_spread is None or longest - shortest <= limits.prompt_spread)
+        )
+        if self._rows and not fits:
+            return False
+        self._rows, self._tokens, self._shortest, self._longest = rows, tokens, shortest, longest
+        return True
+
+
+def _engine_error(error: Exception) -> EngineError:
+    wrapped = EngineError(f"the engine failed: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _push_all(pushes: list[tuple[Stream, list[Delta]]]) -> None:
+    for stream, deltas in pushes:
+        stream.push(deltas)
+
+
+def _set_answer(answer: asyncio.Future[list[TokenLogprob]], value: list[TokenLogprob]) -> None:
+    if not answer.done():
+        answer.set_result(value)
+
+
+def _set_error(answer: asyncio.Future[list[TokenLogprob]], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)

@@ -1,0 +1,92 @@
+"""What a submitter gets from the scheduler: the deltas of its rows, on its own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from rrtf_serve.engine.protocol import Delta
+
+
+class QueueFull(Exception):  # noqa: N818 - named like the standard library's queues name it
+    """Too many jobs wait. `retry_after_s`: seconds after which a place is likely to be free."""
+
+    def __init__(self, waiting: int, retry_after_s: float) -> None:
+        super().__init__(f"{waiting} requests are waiting already; try again in {retry_after_s:.0f} s")
+        self.retry_after_s = retry_after_s
+
+
+class SchedulerClosed(Exception):  # noqa: N818 - a state, as QueueFull is
+    """Nothing is accepted any more: the server is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
+class Stream:
+    """The deltas of one `submit`, for one consumer on the event loop that submitted it.
+
+    Ends once every row has. Raises EngineError where the batch failed, ValueError where the engine refused
+    the requests.
+    """
+
+    def __init__(self, rows: int, cancel: Callable[[int], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._open = set(range(rows))
+        self._ready: list[Delta] = []
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._cancel = cancel
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> list[Delta]:
+        """All deltas since the last call; waits for at least one."""
+        while not self._ready:
+            if self._error is not None:
+                raise self._error
+            if not self._open:
+                raise StopAsyncIteration
+            self._waiter = self.loop.create_future()
+            await self._waiter
+        deltas, self._ready = self._ready, []
+        return deltas
+
+    def cancel(self, row: int | None = None) -> None:
+        """End one row or all; on the event loop only. They end for the reader at once, with "cancelled"."""
+        for number in sorted(self._open) if row is None else [row]:
+            if number in self._open:
+                self._cancel(number)
+                self.push([Delta(number, None, "cancelled")])
+
+    def push(self, deltas: list[Delta]) -> None:
+        """The scheduler's side, on the event loop: what a row does after its end is dropped."""
+        for delta in deltas:
+            if delta.row in self._open:
+                self._ready.append(delta)
+                if delta.finish is not None:
+                    self._open.discard(delta.row)
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """The scheduler's side, on the event loop: end with `error`, unless every row has ended already."""
+        if self._open:
+            self._error = error
+            self._open.clear()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def call(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> bool:
+    """Run it on the loop, from any thread. False where the loop is gone, and with it whoever would listen."""
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        if loop.is_closed():
+            return False
+        raise
+    return True

@@ -1,0 +1,66 @@
+"""SHA-256 of model files, each computed once: a marker remembers the file's size and time of last change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from rrtf_serve.models.download import file_sha256
+
+BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # the hub's own digests: Git's SHA-1 of small files, SHA-256
+
+
+class Verified:
+    """Markers of files whose SHA-256 is known, in a folder of small JSON files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def sha256(self, path: Path) -> str:
+        """Lower-case hexadecimal SHA-256 of `path`, read from its marker where the file is as it was."""
+        marker = self._marker(path)
+        try:
+            record = json.loads(marker.read_text("utf-8"))
+            if [record["size"], record["mtime_ns"]] == _state(path):
+                return str(record["sha256"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            pass  # no marker, or one cut short: hash the file
+        return self.remember(path, file_sha256(path))
+
+    def remember(self, path: Path, sha256: str) -> str:
+        """Note that `path`, as it is now, has this digest; returns the digest."""
+        size, mtime_ns = _state(path)
+        marker = self._marker(path)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        fresh = marker.with_name(f"{marker.name}.{os.getpid()}")
+        record = {"path": str(path), "size": size, "mtime_ns": mtime_ns, "sha256": sha256}
+        fresh.write_text(json.dumps(record), "utf-8")
+        fresh.replace(marker)
+        return sha256
+
+    def _marker(self, path: Path) -> Path:
+        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+        return self.folder / f"{name}.json"
+
+
+def folder_digest(folder: Path, verified: Verified) -> str:
+    """SHA-256 over the sorted lines `<name> <digest>` of a folder's weights, configurations and tokenizer.
+
+    Files of the Hugging Face cache are links to blobs named by their digest, which is taken as it stands.
+    """
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".safetensors", ".json", ".jinja", ".txt") or not path.is_file():
+            continue
+        blob = path.resolve().name
+        known = path.is_symlink() and BLOB.fullmatch(blob)
+        lines.append(f"{path.name} {blob if known else verified.sha256(path)}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

@@ -1,0 +1,288 @@
+"""Prompts as token ids: a conversation, a text to go on with, or a middle to fill.
+
+    prompts = Prompts(tokenizer, FAMILIES[card.family], chat_template=card.chat_template, ...)
+    prompts.chat([{"role": "user", "content": "Sort a list."}])
+    prompts.infill("def add(a, b):\\n    return ", "\\n")
+
+A model's own chat template wins over the family's format. A user's text never becomes a marker of a built-in
+format or of an infilling prompt: code that holds the string `<|fim_middle|>` stays code. The output of a
+model's own template is read as its vendor reads it: marker strings anywhere in it become tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rrtf_serve.models.families import FAMILIES, ChatFormat, Family
+from rrtf_serve.models.templates import ChatTemplate
+from rrtf_serve.models.tokens import Tokenizer
+
+_ALPACA_INTRODUCTION = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+)
+# Far more characters than code has per token: longer text is cut before it is encoded, which is what costs.
+_CHARACTERS_PER_TOKEN = 32
+
+
+class PromptError(ValueError):
+    """This model can't be asked that way, or the request does not fit; the message names the field."""
+
+
+@dataclass(frozen=True)
+class _Marker:
+    """A token of a prompt format, as against text."""
+
+    text: str
+
+
+_Pieces = list["str | _Marker"]
+
+
+def docstring_first(docstring: str, signature: str = "") -> str:
+    """PanGu-Coder2's prompt: the problem as a docstring, then the signature (arXiv 2307.14936, section 4)."""
+    escaped = docstring.strip("\n").replace('"""', r"\"\"\"")
+    return f'"""\n{escaped}\n"""\n{signature}'
+
+
+class Prompts:
+    """Renders prompts for one model.
+
+    `end_tokens` are token strings that the model itself names as ends, its EOS first; unknown ones are left
+    out.
+    `chat_format` overrides both the model's template and the family's format.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        family: Family,
+        *,
+        chat_template: str,
+        add_bos: bool,
+        bos_token: str,
+        end_tokens: Sequence[str],
+        chat_format: ChatFormat | None = None,
+    ) -> None:
+        """Raises ValueError on a chat template that does not compile."""
+        self.family = family
+        self._tokenizer = tokenizer
+        self._bos_token = bos_token
+        self._eos_token = end_tokens[0] if end_tokens else ""
+        bos = tokenizer.token_id(bos_token) if add_bos and bos_token else None
+        self._bos = [] if bos is None else [bos]
+        self._template = ChatTemplate(chat_template) if chat_template and chat_format is None else None
+        self._format = chat_format or family.chat
+        fim = family.fim
+        self._fim_ids = None
+        if fim is not None:
+            ids = [tokenizer.token_id(marker) for marker in (fim.prefix, fim.suffix, fim.middle)]
+            self._fim_ids = [token for token in ids if token is not None]
+        self.has_infill = self._fim_ids is not None and len(self._fim_ids) == 3
+        self.has_chat = self._template is not None or self._format is not None
+        fim_ends = fim.ends if fim is not None else ()
+        self.chat_end_ids = self._known([*end_tokens, *family.ends])
+        self.completion_end_ids = self._known([*end_tokens, *family.ends, *fim_ends])
+        self.infill_end_ids = self.completion_end_ids if self.has_infill else frozenset()
+        self.chat_stops = family.chat_stops if self._template is None else ()
+        # An end that this vocabulary does not hold as one token can still turn up as text.
+        self.infill_stops = tuple(end for end in fim_ends if tokenizer.token_id(end) is None)
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """A conversation of role and content, with the start of the assistant's answer.
+
+        Raises PromptError without messages, on a role unknown to a built-in format, or where the model has no
+        chat format; ValueError when the model's template fails or refuses the conversation.
+        """
+        if not messages:
+            raise PromptError("messages: at least one message is needed")
+        if self._template is not None:
+            text = self._template.render(messages, bos_token=self._bos_token, eos_token=self._eos_token)
+            return self._tokenizer.encode(text, specials=True)
+        if self._format is None:
+            raise PromptError(
+                f"messages: this {self.family.title} model has no chat template; "
+                "send a completion, or use an instruction-tuned model"
+            )
+        return self._encode(_conversation(self._format, _turns(messages)))
+
+    def completion(self, prompt: str) -> list[int]:
+        """A text to go on with. Marker strings in it become tokens: clients may render formats themselves."""
+        ids = self._tokenizer.encode(prompt, specials=True)
+        return ids if ids[: len(self._bos)] == self._bos else self._bos + ids
+
+    def infill(self, prefix: str, suffix: str) -> list[int]:
+        """The prompt whose completion goes between the two. Raises PromptError where the model can't."""
+        return self._infill(*self._encoded(prefix, suffix))
+
+    def infill_limited(self, prefix: str, suffix: str, budget_tokens: int) -> list[int]:
+        """As `infill`, in at most `budget_tokens`, markers and BOS included.
+
+        What does not fit goes at the far ends: the start of the prefix and the end of the suffix. The suffix
+        keeps at least a quarter of the room when it needs it. Raises PromptError on a budget without room for
+        text.
+        """
+        room = budget_tokens - len(self._infill([], []))
+        if room < 1:
+            raise PromptError(f"a prompt of {budget_tokens} tokens leaves no room for text; lower max_tokens")
+        characters = room * _CHARACTERS_PER_TOKEN
+        before, after = self._encoded(prefix[-characters:], suffix[:characters])
+        kept_after = min(len(after), max(room // 4, room - len(before)))
+        kept_before = min(len(before), room - kept_after)
+        if kept_before < len(before):
+            before = before[len(before) - kept_before :]
+            while before and self._tokenizer.token_bytes(before[0])[:1] in _CONTINUATIONS:
+                before = before[1:]  # the rest of a character whose start was cut away
+        if kept_after < len(after):
+            after = self._without_open_character(after[:kept_after])
+        return self._infill(before, after)
+
+    def _encoded(self, prefix: str, suffix: str) -> tuple[list[int], list[int]]:
+        self._fim()
+        encode = self._tokenizer.encode
+        return encode(prefix, specials=False), encode(suffix, specials=False, continues=True)
+
+    def _infill(self, before: list[int], after: list[int]) -> list[int]:
+        start, gap, end = self._fim()
+        if self.family.fim is not None and self.family.fim.layout == "SPM":
+            return [*self._bos, start, gap, *after, end, *before]
+        return [*self._bos, start, *before, gap, *after, end]
+
+    def _fim(self) -> list[int]:
+        if self._fim_ids is None or not self.has_infill:
+            able = ", ".join(family.title for family in FAMILIES.values() if family.fim is not None)
+            raise PromptError(f"suffix: this model can't fill in the middle; families that can: {able}")
+        return self._fim_ids
+
+    def _without_open_character(self, ids: list[int]) -> list[int]:
+        for cut in range(min(4, len(ids))):  # a character has at most four bytes
+            kept = ids[: len(ids) - cut]
+            tail = b"".join(self._tokenizer.token_bytes(token) for token in kept[-4:])
+            if not tail[-4:].decode("utf-8", "replace").endswith("\ufffd"):
+                return kept
+        return ids
+
+    def _known(self, tokens: Iterable[str]) -> frozenset[int]:
+        ids = (self._tokenizer.token_id(token) for token in tokens)
+        return frozenset(token for token in ids if token is not None)
+
+    def _encode(self, pieces: _Pieces) -> list[int]:
+        ids = list(self._bos)
+        text = ""
+        for piece in pieces:
+            token = self._tokenizer.token_id(piece.text) if isinstance(piece, _Marker) else None
+            if token is None:
+                text += piece.text if isinstance(piece, _Marker) else piece
+                continue
+            ids += [*self._tokenizer.encode(text, specials=False), token]
+            text = ""
+        return ids + self._tokenizer.encode(text, specials=False)
+
+
+_CONTINUATIONS = frozenset(bytes([byte]) for byte in range(0x80, 0xC0))
+
+
+@dataclass(frozen=True)
+class _Turn:
+    user: str
+    assistant: str | None = None
+
+
+@dataclass(frozen=True)
+class _Dialogue:
+    system: str
+    turns: list[_Turn]
+
+
+def _turns(messages: Sequence[Mapping[str, str]]) -> _Dialogue:
+    """Messages as turns: system texts joined, several user messages in a row joined."""
+    system: list[str] = []
+    turns: list[_Turn] = []
+    waiting: list[str] = []
+    for index, message in enumerate(messages):
+        role, content = message.get("role", ""), message.get("content", "")
+        if role in ("system", "developer"):
+            system.append(content)
+        elif role == "user":
+            waiting.append(content)
+        elif role == "assistant":
+            turns.append(_Turn("\n\n".join(waiting), content))
+            waiting = []
+        else:
+            raise PromptError(
+                f"messages[{index}].role: this model takes system, user and assistant, not {role!r}"
+            )
+    turns.append(_Turn("\n\n".join(waiting)))
+    return _Dialogue("\n\n".join(system), turns)
+
+
+def _conversation(chat: ChatFormat, dialogue: _Dialogue) -> _Pieces:
+    writers = {
+        ChatFormat.CHATML: _chatml,
+        ChatFormat.STARCHAT: _starchat,
+        ChatFormat.ALPACA: _alpaca,
+        ChatFormat.DOCSTRING: _docstring,
+        ChatFormat.PLAIN: _plain,
+    }
+    return writers[chat](dialogue)
+
+
+def _chatml(dialogue: _Dialogue) -> _Pieces:
+    start, end = _Marker("<|im_start|>"), _Marker("<|im_end|>")
+    pieces: _Pieces = []
+    if dialogue.system:
+        pieces += [start, f"system\n{dialogue.system}", end, "\n"]
+    for turn in dialogue.turns:
+        if turn.user:
+            pieces += [start, f"user\n{turn.user}", end, "\n"]
+        if turn.assistant is not None:
+            pieces += [start, f"assistant\n{turn.assistant}", end, "\n"]
+    return [*pieces, start, "assistant\n"]
+
+
+def _starchat(dialogue: _Dialogue) -> _Pieces:
+    """StarChat's template, the system part always there (bigcode-project/starcoder, chat/dialogues.py)."""
+    end = _Marker("<|end|>")
+    pieces: _Pieces = [_Marker("<|system|>"), f"\n{dialogue.system}", end, "\n"]
+    for turn in dialogue.turns:
+        if turn.user:
+            pieces += [_Marker("<|user|>"), f"\n{turn.user}", end, "\n"]
+        if turn.assistant is not None:
+            pieces += [_Marker("<|assistant|>"), f"\n{turn.assistant}", end, "\n"]
+    return [*pieces, _Marker("<|assistant|>")]
+
+
+def _with_system(dialogue: _Dialogue) -> list[_Turn]:
+    """The turns, the system text put before the first user text: for formats without a place for it."""
+    first, *rest = dialogue.turns
+    user = "\n\n".join(part for part in (dialogue.system, first.user) if part)
+    return [_Turn(user, first.assistant), *rest]
+
+
+def _alpaca(dialogue: _Dialogue) -> _Pieces:
+    text = _ALPACA_INTRODUCTION
+    for turn in _with_system(dialogue):
+        instruction = f"### Instruction:\n{turn.user}\n\n" if turn.user else ""
+        text += f"{instruction}### Response:"
+        if turn.assistant is not None:
+            text += f"{turn.assistant}\n\n"
+    return [text]
+
+
+def _docstring(dialogue: _Dialogue) -> _Pieces:
+    text = ""
+    for turn in _with_system(dialogue):
+        text += docstring_first(turn.user) if turn.user else ""
+        if turn.assistant is not None:
+            text += f"{turn.assistant}\n\n"
+    return [text]
+
+
+def _plain(dialogue: _Dialogue) -> _Pieces:
+    text = ""
+    for turn in _with_system(dialogue):
+        text += f"{turn.user}\n" if turn.user else ""
+        if turn.assistant is not None:
+            text += f"{turn.assistant}\n"
+    return [text]

@@ -1,0 +1,20 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import pytest
+
+from rrtf_serve.models.source import Source
+from rrtf_serve.models.store import Store
+
+
+@pytest.fixture(scope="session")
+def smollm2_source() -> Source:
+    """SmolLM2-135M, really fetched (98 MB) into the user's own store, where later runs find it."""
+    return Store().fetch("smollm2-135m-instruct", progress=False)
+
+
+@pytest.fixture(scope="session")
+def qwen_source() -> Source:
+    """Qwen2.5-Coder-0.5B, really fetched (491 MB) into the user's own store; for `slow` tests."""
+    return Store().fetch("qwen2.5-coder-0.5b-instruct", progress=False)

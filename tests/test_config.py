@@ -1,0 +1,63 @@
+"""Settings of rrtf-serve: file under flags, and errors that name what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from rrtf_serve.config import ServeConfig, read_config
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "serve.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, 'model = "a"\nport = 9000\ndrain_seconds = 5\napi_key_file = "keys.txt"\nui = false\n'
+    )
+    config = read_config(path, {"port": 9100, "model": None})
+    assert (config.model, config.port, config.drain_seconds, config.ui) == ("a", 9100, 5.0, False)
+    assert config.api_key_file == Path("keys.txt")
+    assert config.host == ServeConfig().host
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("prot = 1", "'prot'"),
+        ('port = "8000"', "port"),
+        ("port = true", "port"),
+        ("port = 70000", "--port"),
+        ("ui = 1", "ui"),
+        ("model = ", "TOML"),
+        ("max_queue = 0", "--max-queue"),
+    ],
+)
+def test_a_bad_file_names_itself_and_the_key(tmp_path: Path, text: str, named: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ValueError, match=r"serve\.toml") as error:
+        read_config(path, {})
+    assert named in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--config .*absent\.toml"):
+        read_config(tmp_path / "absent.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"quantization": "int3"}, "--quantization int3"),
+        ({"device": "tpu"}, "--device tpu"),
+        ({"context_length": 1}, "--context-length"),
+        ({"threads": -1}, "--threads"),
+        ({"max_batch": 0}, "--max-batch"),
+        ({"drain_seconds": -1.0}, "--drain-seconds"),
+    ],
+)
+def test_a_bad_flag_is_named(values: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        read_config(None, values)

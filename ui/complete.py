@@ -1,0 +1,193 @@
+"""The Complete pane: an editor whose marked place the model fills."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from ui import status
+from ui.chat import UPDATE_SECONDS
+from ui.presets import controls
+from ui.server import AnswerError, Options, Progress, Server
+
+MARKER = "<FILL_HERE>"
+
+LANGUAGES: dict[str, Any] = {
+    "Python": "python",
+    "C": "c",
+    "C++": "cpp",
+    "JavaScript": "javascript",
+    "TypeScript": "typescript",
+    "HTML": "html",
+    "CSS": "css",
+    "SQL": "sql",
+    "Shell": "shell",
+    "R": "r",
+    "JSON": "json",
+    "YAML": "yaml",
+    "Dockerfile": "dockerfile",
+    "Markdown": "markdown",
+    "Other": None,  # Java, Go, Rust and the like: no colours in the editor, all the same to the model
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    label: str
+    language: str
+    code: str
+
+
+EXAMPLES = (
+    Example(
+        "Fill a function body",
+        "Python",
+        f'def is_prime(n: int) -> bool:\n    """Tell whether n is a prime number."""\n    {MARKER}\n\n\n'
+        "print([n for n in range(30) if is_prime(n)])\n",
+    ),
+    Example(
+        "Fill one expression",
+        "JavaScript",
+        "// The average of the numbers; 0 for an empty list.\nfunction average(numbers) {\n"
+        f"  return {MARKER};\n}}\n\nconsole.log(average([1, 2, 3])); // 2\n",
+    ),
+    Example(
+        "Continue at the end",
+        "Python",
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Point:\n"
+        "    x: float\n    y: float\n\n"
+        '    def distance(self, other: "Point") -> float:\n',
+    ),
+)
+
+
+class UnclearError(ValueError):
+    """The editor's text does not say where to fill; the text is for the user."""
+
+
+def split(code: str) -> tuple[str, str | None]:
+    """What stands before the marker and what after it; no marker means the end: (code, None).
+
+    Raises UnclearError when there is nothing to go by or more than one marker.
+    """
+    if not code.replace(MARKER, "").strip():
+        raise UnclearError("There is no code yet. Write some, or take an example.")
+    count = code.count(MARKER)
+    if count > 1:
+        raise UnclearError(
+            f"{MARKER} stands in {count} places. Leave one of them; fill the others afterwards."
+        )
+    prefix, found, suffix = code.partition(MARKER)
+    return prefix, suffix if found else None
+
+
+def build(server: Server) -> None:
+    """Place the pane in the current Blocks."""
+
+    async def fill(
+        code: str | None, max_tokens: int, temperature: float, top_p: float
+    ) -> AsyncGenerator[tuple[Any, ...]]:
+        """Stream into the marked place; a failure leaves the editor as it was."""
+        before = code or ""
+        try:
+            prefix, suffix = split(before)
+        except UnclearError as problem:
+            yield gr.skip(), gr.skip(), *idle(), status.line(str(problem), "problem")
+            return
+        options = Options(int(max_tokens), temperature, top_p)
+        progress = Progress()
+        yield gr.skip(), before, *busy(), status.line("Waiting for the model…")
+        shown = 0.0
+        try:
+            async with aclosing(server.complete(prefix, suffix, options)) as stream:
+                async for progress in stream:
+                    if progress.text and time.monotonic() - shown >= UPDATE_SECONDS:
+                        text = prefix + progress.text + (suffix or "")
+                        yield text, gr.skip(), gr.skip(), gr.skip(), gr.skip(), ""
+                        shown = time.monotonic()
+        except AnswerError as problem:
+            filled = prefix + progress.text + (suffix or "") if progress.text else before
+            yield filled, gr.skip(), *idle(bool(progress.text)), status.line(str(problem), "problem")
+            return
+        # With nothing to add the marker stays, for another try.
+        filled = prefix + progress.text + (suffix or "") if progress.text else before
+        yield filled, gr.skip(), *idle(bool(progress.text)), status.ending(progress, options.max_tokens)
+
+    def busy() -> tuple[Any, ...]:
+        return gr.Button(visible=False), gr.Button(visible=True), gr.Button(interactive=False)
+
+    def idle(undoable: bool | None = None) -> tuple[Any, ...]:
+        return (
+            gr.Button(visible=True),
+            gr.Button(visible=False),
+            gr.skip() if undoable is None else gr.Button(interactive=undoable),
+        )
+
+    gr.Markdown(
+        f"Put `{MARKER}` where code is missing. Without it the model goes on at the end.", elem_classes="lead"
+    )
+    with gr.Row(elem_classes="toolbar"):
+        language = gr.Dropdown(
+            list(LANGUAGES),
+            value="Python",
+            show_label=False,
+            label="Language",
+            container=False,
+            scale=0,
+            min_width=150,
+        )
+        samples = [gr.Button(each.label, size="sm", scale=0, min_width=150) for each in EXAMPLES]
+    first = EXAMPLES[0]
+    editor = gr.Code(
+        first.code,
+        language="python",
+        elem_id="editor",
+        label="Code",
+        show_label=False,
+        lines=16,
+        max_lines=28,
+        interactive=True,
+        buttons=["copy", "download"],
+    )
+    said = gr.HTML(elem_id="complete-status")
+    with gr.Row(elem_classes="actions"):
+        run = gr.Button("Fill (Ctrl+Enter)", variant="primary", elem_id="fill", scale=0, min_width=180)
+        stop = gr.Button("Stop", variant="stop", elem_id="fill-stop", visible=False, scale=0, min_width=180)
+        undo = gr.Button("Undo fill", elem_id="fill-undo", interactive=False, scale=0, min_width=120)
+        clear = gr.Button("Clear", elem_id="fill-clear", scale=0, min_width=100)
+    with gr.Accordion("Settings", open=False, elem_id="complete-settings"):
+        sampling = controls(preset="Precise", max_tokens=128, most_tokens=2048)
+
+    saved = gr.State("")  # the editor before the last fill
+    small: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    filling = run.click(
+        fill,
+        [editor, *sampling.inputs()],
+        [editor, saved, run, stop, undo, said],
+        show_progress="hidden",
+        concurrency_limit=None,  # how many run at once is the server's decision
+        api_visibility="private",
+    )
+    stop.click(
+        lambda: (*idle(True), status.line(status.STOPPED)),
+        None,
+        [run, stop, undo, said],
+        cancels=[filling],
+        **small,
+    )
+    undo.click(lambda code: (code, gr.Button(interactive=False), ""), saved, [editor, undo, said], **small)
+    clear.click(
+        lambda: ("", *idle(False), ""), None, [editor, run, stop, undo, said], cancels=[filling], **small
+    )
+    language.input(lambda name: gr.Code(language=LANGUAGES[name]), language, editor, **small)
+    for sample, button in zip(EXAMPLES, samples, strict=True):
+
+        def load(chosen: Example = sample) -> tuple[Any, ...]:
+            return gr.Code(chosen.code, language=LANGUAGES[chosen.language]), chosen.language, ""
+
+        button.click(load, None, [editor, language, said], **small)
