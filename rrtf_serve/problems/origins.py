@@ -7,6 +7,7 @@ Nothing is bundled with the project: several of these data sets may not be passe
 from __future__ import annotations
 
 import gzip
+import importlib
 import importlib.util
 import json
 import os
@@ -140,7 +141,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
 def _parquet_records(path: Path) -> list[Record]:
     if importlib.util.find_spec("pyarrow") is None:
         raise ValueError(f"{path}: reading a parquet file needs pyarrow (pip install pyarrow)")
-    from pyarrow import parquet  # noqa: PLC0415  optional, and slow to import
-
+    # Optional, and without types: named at run time.
+    parquet = importlib.import_module("pyarrow.parquet")
     records: list[Record] = parquet.read_table(path).to_pylist()
     return records

@@ -56,7 +56,7 @@ class Problem:
     prompt: str
     entry_point: str = ""  # "has_close_elements", "Solution().twoSum"; empty: a whole programme
     tests: Tests | None = None  # None: the data set's tests can't be had; it can be sampled, not judged
-    suffix: str = ""  # what follows the gap of an infilling problem
+    suffix: str | None = None  # what follows the gap of an infilling problem; None: it has no gap
     task: str = ""  # the task in words, where the prompt alone does not say it
     signature: str = ""  # code that a chat model is asked to complete, where it isn't the prompt
     language: str = "python"
@@ -65,7 +65,7 @@ class Problem:
     labels: dict[str, str] = field(default_factory=dict)  # difficulty and the like, for tables
 
     def program(self, completion: str) -> str:
-        return self.prompt + completion + self.suffix
+        return self.prompt + completion + (self.suffix or "")
 
     @cached_property
     def digest(self) -> str:
