@@ -32,6 +32,7 @@ _REFUSED = (
     "target_parameters",
     "modules_to_save",
     "arrow_config",
+    "kasa_config",
     "use_bdlora",
     "velora_config",
     "monteclora_config",

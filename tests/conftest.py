@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from live import LiveServer, rrtf_serve
 
 from rrtf_serve.models.source import Source
 from rrtf_serve.models.store import Store
@@ -18,3 +21,17 @@ def smollm2_source() -> Source:
 def qwen_source() -> Source:
     """Qwen2.5-Coder-0.5B, really fetched (491 MB) into the user's own store; for `slow` tests."""
     return Store().fetch("qwen2.5-coder-0.5b-instruct", progress=False)
+
+
+@pytest.fixture(scope="session")
+def live_server() -> Iterator[LiveServer]:
+    """`rrtf-serve` on SmolLM2-135M with its page, in a process of its own."""
+    with rrtf_serve("smollm2-135m-instruct") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def live_qwen() -> Iterator[LiveServer]:
+    """`rrtf-serve` on the default model, for `slow` tests."""
+    with rrtf_serve("qwen2.5-coder-0.5b-instruct") as server:
+        yield server

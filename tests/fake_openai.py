@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,10 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from ui.page import mount
+
 ANSWER = "Here it is:\n\n```python\ndef add(a, b):\n    return a + b\n```\n\nIt returns the sum."
+INNER_KEY = "the-key-of-the-page"
 FILL = "return a + b"
 MODEL = {
     "id": "tiny-coder",
@@ -41,6 +45,9 @@ MODEL = {
 }
 
 
+Failure = tuple[int, dict[str, Any], dict[str, str]]  # status, error object, headers
+
+
 @dataclass
 class Fake:
     """What the tests set and read. `delay` is seconds per streamed piece."""
@@ -48,12 +55,15 @@ class Fake:
     delay: float = 0.01
     answer: str = ANSWER
     pieces: int = 0  # 0: the answer once; else that many short pieces
-    failure: tuple[int, dict[str, Any], dict[str, str]] | None = None  # status, error object, headers
+    failure: Failure | None = None
     break_after: int | None = None  # an error object in mid-stream after so many pieces
     running: int = 0
     left: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+
+    def reset(self) -> None:
+        self.__dict__.update(Fake().__dict__)
 
 
 Shape = Callable[[str], dict[str, Any]]
@@ -133,6 +143,25 @@ def serving(app: FastAPI, listener: socket.socket) -> Iterator[str]:
         server.should_exit = True
         thread.join(20)
         listener.close()
+
+
+@contextmanager
+def page_over(fake: Fake, *, keys: set[str] | None = None) -> Iterator[str]:
+    """The page over `fake`, in one process as `rrtf-serve` does it; gives the origin."""
+    listener = free_listener()
+    app = FastAPI()
+    add_api(app, fake)
+
+    async def put() -> None:
+        base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        check_key = None if keys is None else keys.__contains__
+        mount(app, base_url=base_url, api_key=INNER_KEY if keys else None, check_key=check_key)
+
+    # In a thread: the browser's driver keeps an event loop in this one.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, put()).result()
+    with serving(app, listener) as origin:
+        yield origin
 
 
 def free_listener() -> socket.socket:

@@ -1,4 +1,4 @@
-"""Local HTTP servers that speak as much of the hub and of a package index as a client needs, faults included."""
+"""Local HTTP servers: as much of the hub and of a package index as clients need, faults included."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Server:
 
             do_HEAD = do_GET  # noqa: N815  # the name http.server looks for
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # http.server's signature
+            def log_message(self, format: str, *args: Any) -> None:
                 """Quiet."""
 
         class Quiet(ThreadingHTTPServer):

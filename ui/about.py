@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import gradio as gr
 
 from ui import status
+from ui.gate import ICON
 from ui.server import AnswerError, Server
 
 
@@ -62,12 +63,23 @@ def card_html(record: Mapping[str, Any], api: str) -> str:
     return f'<dl class="card">{items}</dl>'
 
 
-def chip_html(record: Mapping[str, Any]) -> str:
-    """The model in one short line, for the page's head."""
-    weights = card_of(record).get("quantization")
-    context = record.get("max_model_len")
-    parts = [record["id"], weights, f"{context:,} tokens" if context else None]
-    return f'<span class="chip">{html.escape(" · ".join(str(part) for part in parts if part))}</span>'
+def head_html(title: str, record: Mapping[str, Any] | None, sign_out: str | None) -> str:
+    """The page's head: its title, the model in one short line, and the way out where visitors sign in."""
+    chip, leave = "", ""
+    if record is not None:
+        context = record.get("max_model_len")
+        parts = [
+            record["id"],
+            card_of(record).get("quantization"),
+            f"{context:,} tokens" if context else None,
+        ]
+        text = " · ".join(str(part) for part in parts if part)
+        chip = f'<span class="chip">{html.escape(text)}</span>'
+    if sign_out is not None:
+        leave = f'<a href="{html.escape(sign_out)}">Sign out</a>'
+    return (
+        f'<div class="head"><div class="brand">{ICON}<h1>{html.escape(title)}</h1></div>{chip}{leave}</div>'
+    )
 
 
 def snippets(model: str, api: str, *, keyed: bool) -> dict[str, str]:
@@ -99,12 +111,12 @@ def snippets(model: str, api: str, *, keyed: bool) -> dict[str, str]:
     }
 
 
-def build(server: Server, blocks: gr.Blocks, chip: gr.HTML, *, keyed: bool) -> None:
-    """Place the pane in the current Blocks; it and `chip` are filled when the page is opened."""
+def build(server: Server) -> list[gr.Component]:
+    """Place the pane in the current Blocks; gives what `opened` fills after the head."""
     with gr.Row(elem_classes="about"):
         with gr.Column(scale=1, min_width=300):
             gr.Markdown("### This model")
-            card = gr.HTML(elem_id="card")
+            card = gr.HTML(status.line(f"Asking {server.base_url} for its model…"), elem_id="card")
         with gr.Column(scale=1, min_width=300):
             gr.Markdown("### Use it from your editor")
             with gr.Tabs():
@@ -114,24 +126,24 @@ def build(server: Server, blocks: gr.Blocks, chip: gr.HTML, *, keyed: bool) -> N
                     python = gr.Code(language="python", **_SNIPPET)
                 with gr.Tab("Continue", id="continue"):
                     editor = gr.Code(language="yaml", **_SNIPPET)
+    return [card, curl, python, editor]
+
+
+def opened(
+    server: Server, title: str, sign_out: str | None
+) -> Callable[[gr.Request], Awaitable[tuple[Any, ...]]]:
+    """What runs when someone opens the page: gives the head, then what `build` returned."""
 
     async def show(request: gr.Request) -> tuple[Any, ...]:
         api = address(server.base_url, request.headers.get("host"), request.url.scheme)
         try:
             record = await server.card()
         except AnswerError as problem:
-            return "", status.line(str(problem), "problem"), "", "", ""
-        ways = snippets(str(record["id"]), api, keyed=keyed)
-        return chip_html(record), card_html(record, api), ways["curl"], ways["python"], ways["continue"]
+            return head_html(title, None, sign_out), status.line(str(problem), "problem"), "", "", ""
+        ways = snippets(str(record["id"]), api, keyed=sign_out is not None)
+        return head_html(title, record, sign_out), card_html(record, api), *ways.values()
 
-    blocks.load(
-        show,
-        None,
-        [chip, card, curl, python, editor],
-        show_progress="hidden",
-        concurrency_limit=None,
-        api_visibility="private",
-    )
+    return show
 
 
 _SNIPPET: dict[str, Any] = {
@@ -140,4 +152,5 @@ _SNIPPET: dict[str, Any] = {
     "buttons": ["copy"],
     "show_line_numbers": False,
     "wrap_lines": True,
+    "elem_classes": "snippet",
 }

@@ -11,18 +11,22 @@ import gradio as gr
 from openai.types.chat import ChatCompletionMessageParam
 
 from ui import status
+from ui.markdown import fenced
 from ui.presets import controls
 from ui.server import AnswerError, Options, Progress, Server
 
 # Every update renders the conversation anew: faster than this costs decoding its cores and shows no more.
 UPDATE_SECONDS = 0.08
 
-EXAMPLES = [
-    "Write a Python function that merges two sorted lists.",
-    "Explain what a race condition is, with a short example.",
-    "Write a SQL query for the ten customers who spent most this year.",
-    "Make this a list comprehension:\n\nout = []\nfor n in numbers:\n    if n % 2:\n        out.append(n * n)",
-]
+EXAMPLES = {
+    "Merge two sorted lists in Python": "Write a Python function that merges two sorted lists into one.",
+    "Explain a race condition": "Explain what a race condition is, with a short example in Python.",
+    "Query the best customers in SQL": "Write a SQL query for the ten customers who spent most this year.",
+    "Shorten a loop": (
+        "Make this a list comprehension:\n\n"
+        "out = []\nfor n in numbers:\n    if n % 2:\n        out.append(n * n)"
+    ),
+}
 
 Updates = AsyncGenerator[tuple[Any, ...]]  # values for the conversation, the box and the status line
 Turn = dict[str, Any]  # a Chatbot message: role, content, and what Gradio adds
@@ -89,12 +93,12 @@ def build(server: Server) -> None:
         if not text.strip():
             yield gr.skip(), gr.skip(), status.line("Write a question first.")
             return
-        async with aclosing(answer([*history, turn("user", text)], *settings)) as updates:
+        async with aclosing(answer([*history, turn("user", fenced(text))], *settings)) as updates:
             async for update in updates:
                 yield update
 
     async def edit(event: gr.EditData, history: list[Turn], *settings: Any) -> Updates:
-        asked = [*history[: _index(event)], turn("user", event.value)]
+        asked = [*history[: _index(event)], turn("user", fenced(event.value))]
         async with aclosing(answer(asked, *settings)) as updates:
             async for update in updates:
                 yield update
@@ -115,16 +119,16 @@ def build(server: Server) -> None:
         elem_id="talk",
         show_label=False,
         container=False,
-        height="calc(100vh - 330px)",
+        height="calc(100dvh - 286px)",
         min_height=320,
         editable="user",
         buttons=["copy", "copy_all"],
         feedback_options=None,
         latex_delimiters=[],  # a dollar sign is shell or PHP here, not mathematics
-        allow_tags=False,
+        allow_tags=True,  # shows vector<T> as text; real HTML is still sanitised
         layout="bubble",
-        placeholder="## What shall we write?\nAsk for code, or paste some and ask about it.",
-        examples=[{"text": text, "display_text": text.split("\n")[0]} for text in EXAMPLES],
+        placeholder="### What shall we write?\nAsk for code, or paste some and ask about it.",
+        examples=[{"text": text, "display_text": label} for label, text in EXAMPLES.items()],
     )
     said = gr.HTML(elem_id="chat-status")
     box = gr.Textbox(

@@ -66,6 +66,15 @@ EXAMPLES = (
 )
 
 
+class Verbatim(str):
+    """Code as it is: the editor strips what it is given, but a last line break decides what comes next."""
+
+    __slots__ = ()
+
+    def strip(self, _chars: str | None = None, /) -> str:
+        return self
+
+
 class UnclearError(ValueError):
     """The editor's text does not say where to fill; the text is for the user."""
 
@@ -93,12 +102,17 @@ def build(server: Server) -> None:
         code: str | None, max_tokens: int, temperature: float, top_p: float
     ) -> AsyncGenerator[tuple[Any, ...]]:
         """Stream into the marked place; a failure leaves the editor as it was."""
-        before = code or ""
+        before = Verbatim(code or "")
         try:
             prefix, suffix = split(before)
         except UnclearError as problem:
             yield gr.skip(), gr.skip(), *idle(), status.line(str(problem), "problem")
             return
+
+        def joined(middle: str) -> Verbatim:
+            # With nothing to add the marker stays, for another try.
+            return Verbatim(prefix + middle + (suffix or "")) if middle else before
+
         options = Options(int(max_tokens), temperature, top_p)
         progress = Progress()
         yield gr.skip(), before, *busy(), status.line("Waiting for the model…")
@@ -107,16 +121,22 @@ def build(server: Server) -> None:
             async with aclosing(server.complete(prefix, suffix, options)) as stream:
                 async for progress in stream:
                     if progress.text and time.monotonic() - shown >= UPDATE_SECONDS:
-                        text = prefix + progress.text + (suffix or "")
-                        yield text, gr.skip(), gr.skip(), gr.skip(), gr.skip(), ""
+                        yield joined(progress.text), gr.skip(), gr.skip(), gr.skip(), gr.skip(), ""
                         shown = time.monotonic()
         except AnswerError as problem:
-            filled = prefix + progress.text + (suffix or "") if progress.text else before
-            yield filled, gr.skip(), *idle(bool(progress.text)), status.line(str(problem), "problem")
+            yield (
+                joined(progress.text),
+                gr.skip(),
+                *idle(bool(progress.text)),
+                status.line(str(problem), "problem"),
+            )
             return
-        # With nothing to add the marker stays, for another try.
-        filled = prefix + progress.text + (suffix or "") if progress.text else before
-        yield filled, gr.skip(), *idle(bool(progress.text)), status.ending(progress, options.max_tokens)
+        yield (
+            joined(progress.text),
+            gr.skip(),
+            *idle(bool(progress.text)),
+            status.ending(progress, options.max_tokens),
+        )
 
     def busy() -> tuple[Any, ...]:
         return gr.Button(visible=False), gr.Button(visible=True), gr.Button(interactive=False)
@@ -144,7 +164,7 @@ def build(server: Server) -> None:
         samples = [gr.Button(each.label, size="sm", scale=0, min_width=150) for each in EXAMPLES]
     first = EXAMPLES[0]
     editor = gr.Code(
-        first.code,
+        Verbatim(first.code),
         language="python",
         elem_id="editor",
         label="Code",
@@ -156,10 +176,16 @@ def build(server: Server) -> None:
     )
     said = gr.HTML(elem_id="complete-status")
     with gr.Row(elem_classes="actions"):
-        run = gr.Button("Fill (Ctrl+Enter)", variant="primary", elem_id="fill", scale=0, min_width=180)
-        stop = gr.Button("Stop", variant="stop", elem_id="fill-stop", visible=False, scale=0, min_width=180)
-        undo = gr.Button("Undo fill", elem_id="fill-undo", interactive=False, scale=0, min_width=120)
-        clear = gr.Button("Clear", elem_id="fill-clear", scale=0, min_width=100)
+        run = gr.Button(
+            "Fill (Ctrl+Enter)", variant="primary", elem_id="fill", size="md", scale=0, min_width=180
+        )
+        stop = gr.Button(
+            "Stop", variant="stop", elem_id="fill-stop", visible=False, size="md", scale=0, min_width=180
+        )
+        undo = gr.Button(
+            "Undo fill", elem_id="fill-undo", interactive=False, size="md", scale=0, min_width=120
+        )
+        clear = gr.Button("Clear", elem_id="fill-clear", size="md", scale=0, min_width=100)
     with gr.Accordion("Settings", open=False, elem_id="complete-settings"):
         sampling = controls(preset="Precise", max_tokens=128, most_tokens=2048)
 
@@ -180,7 +206,9 @@ def build(server: Server) -> None:
         cancels=[filling],
         **small,
     )
-    undo.click(lambda code: (code, gr.Button(interactive=False), ""), saved, [editor, undo, said], **small)
+    undo.click(
+        lambda code: (Verbatim(code), gr.Button(interactive=False), ""), saved, [editor, undo, said], **small
+    )
     clear.click(
         lambda: ("", *idle(False), ""), None, [editor, run, stop, undo, said], cancels=[filling], **small
     )
@@ -188,6 +216,6 @@ def build(server: Server) -> None:
     for sample, button in zip(EXAMPLES, samples, strict=True):
 
         def load(chosen: Example = sample) -> tuple[Any, ...]:
-            return gr.Code(chosen.code, language=LANGUAGES[chosen.language]), chosen.language, ""
+            return gr.Code(Verbatim(chosen.code), language=LANGUAGES[chosen.language]), chosen.language, ""
 
         button.click(load, None, [editor, language, said], **small)

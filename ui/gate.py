@@ -28,7 +28,7 @@ MAX_FORM_BYTES = 4096
 # description); what the page does not need is closed.
 OPEN_ROUTES = re.compile(
     r"/?|/(config|theme\.css|favicon\.ico|manifest\.json)|/(assets|static)/.+"
-    r"|/gradio_api/(queue/(join|data)|cancel|reset|heartbeat/\w+|startup-events|app_id|theme\.css|login_check)/?"
+    r"|/gradio_api/(queue/(join|data)|cancel|reset|run/predict|heartbeat/\w+|startup-events|app_id|theme\.css|login_check)/?"
 )
 
 # Everything comes from the server itself. Gradio's start-up needs inline scripts and styles; blob: is for

@@ -5,14 +5,18 @@ Works without any network beyond the server: no fonts, scripts or images from el
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.routes import App
+from starlette.routing import Mount
 
 from ui import about, chat, complete
-from ui.gate import ICON, Gate
+from ui.gate import Gate
 from ui.server import Server
 
 HERE = Path(__file__).parent
@@ -31,12 +35,14 @@ def mount(
 
     The page calls the API at `base_url` (ends in /v1) with `api_key`, None where the API asks for none. With
     `check_key` a visitor first signs in with a key that it accepts; without it the page is open.
+    Call `app.state.close_page()` from the event loop when the server is told to stop.
 
     Raises ValueError on a path that is not of the form /name.
     """
     if not path.startswith("/") or path.endswith("/"):
         raise ValueError(f"path must look like /ui, not {path!r}")
-    blocks = build(Server(base_url, api_key), path=path, keyed=check_key is not None)
+    server = Server(base_url, api_key)
+    blocks = build(server, path=path, keyed=check_key is not None)
     gr.mount_gradio_app(
         app,
         blocks,
@@ -52,36 +58,80 @@ def mount(
         css_paths=[HERE / "style.css"],
         head=f"<script>{(HERE / 'shortcuts.js').read_text('utf-8')}</script>",
     )
+    _let_go(app, path, server)
     app.add_middleware(Gate, path=path, check_key=check_key, realm=base_url)
     return app
 
 
+def _let_go(app: FastAPI, path: str, server: Server) -> None:
+    """Offer `app.state.close_page()`: it ends open pages' endless streams, which would hold up a shutdown."""
+    for route in app.routes:
+        if isinstance(route, Mount) and isinstance(route.app, App) and route.path == path:
+            app.state.close_page = route.app.stop_event.set
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(running: FastAPI) -> AsyncIterator[Any]:
+        async with aclosing(server), inner(running) as state:
+            yield state
+
+    app.router.lifespan_context = lifespan
+
+
 def build(server: Server, *, path: str, keyed: bool) -> gr.Blocks:
     """The panes, not yet mounted; `keyed` when visitors sign in with an API key."""
-    sign_out = f'<a class="sign-out" href="{path}/sign-out">Sign out</a>' if keyed else ""
+    sign_out = f"{path}/sign-out" if keyed else None
     with gr.Blocks(analytics_enabled=False, title=TITLE, fill_width=True) as opened:
         blocks: gr.Blocks = opened
-        with gr.Row(elem_id="head"):
-            gr.HTML(f'<div class="brand">{ICON}<h1>{TITLE}</h1></div>', elem_id="brand")
-            chip = gr.HTML(elem_id="chip")
-            gr.HTML(sign_out, elem_id="session", visible=keyed)
+        head = gr.HTML(about.head_html(TITLE, None, sign_out))
         with gr.Tabs():
             with gr.Tab("Chat", id="chat", elem_id="chat-pane"):
                 chat.build(server)
             with gr.Tab("Complete", id="complete", elem_id="complete-pane"):
                 complete.build(server)
             with gr.Tab("Model", id="model", elem_id="model-pane", render_children=True):
-                about.build(server, blocks, chip, keyed=keyed)
+                model = about.build(server)
+        blocks.load(
+            about.opened(server, TITLE, sign_out),
+            None,
+            [head, *model],
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
+        )
     blocks.queue(api_open=False, default_concurrency_limit=None)
     return blocks
 
 
 def theme() -> gr.themes.Base:
     """Fonts are the reader's own, so none is fetched."""
-    return gr.themes.Soft(
+    soft = gr.themes.Soft(
         primary_hue="teal",
         secondary_hue="teal",
         neutral_hue="slate",
         font=["ui-sans-serif", "system-ui", "sans-serif"],
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
+    )
+    # Soft's own teal is too pale for white letters, and so are its greys.
+    return soft.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+        color_accent="*primary_600",
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        block_title_background_fill="transparent",
+        block_title_background_fill_dark="transparent",
+        block_title_text_color="*body_text_color",
+        block_title_text_color_dark="*body_text_color",
+        block_title_padding="0",
+        checkbox_label_background_fill_selected="*primary_700",
+        checkbox_label_background_fill_selected_dark="*primary_700",
+        checkbox_label_text_color_selected="white",
+        slider_color="*primary_600",
     )

@@ -44,10 +44,10 @@ def controls(*, preset: str, max_tokens: int, most_tokens: int) -> Controls:
             chosen.temperature,
             step=0.05,
             label="Temperature",
-            info="0 always takes the likeliest token",
+            info="0: always the likeliest",
         )
-        top_p = gr.Slider(0.05, 1.0, chosen.top_p, step=0.05, label="Top-p", info="1 draws from all tokens")
-        limit = gr.Slider(16, most_tokens, max_tokens, step=16, label="Max tokens", info="Longest answer")
+        top_p = gr.Slider(0.05, 1.0, chosen.top_p, step=0.05, label="Top-p", info="1: all tokens")
+        limit = gr.Slider(16, most_tokens, max_tokens, step=16, label="Max tokens", info="An answer's length")
 
     def apply(name: str | None) -> tuple[float, float]:
         picked = PRESETS[name or preset]

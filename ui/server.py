@@ -55,6 +55,10 @@ class Server:
         )
         self._model: str | None = None
 
+    async def aclose(self) -> None:
+        """Close the connections that are kept open for the next request."""
+        await self._client.close()
+
     async def card(self) -> dict[str, Any]:
         """The served model's record in GET /v1/models. Raises AnswerError."""
         try:

@@ -12,7 +12,6 @@ from rrtf_serve.api.messages import read_messages
 from rrtf_serve.api.options import check_model, check_rows, include_usage, off_loop, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import ChatShape
-from rrtf_serve.models.prompts import PromptError
 
 
 async def plan_chat(served: Served, settings: ApiSettings, body: dict[str, object]) -> Plan:
@@ -26,7 +25,7 @@ async def plan_chat(served: Served, settings: ApiSettings, body: dict[str, objec
     size = sum(len(message["content"]) for message in messages)
     try:
         ids = tuple(await off_loop(size, lambda: served.prompts.chat(messages)))
-    except PromptError as error:
+    except ValueError as error:  # PromptError, or what the model's own template says
         raise invalid_value(("messages",), str(error)) from error
     asked = values["max_completion_tokens"] or values["max_tokens"]
     top = (values["top_logprobs"] or 0) if values["logprobs"] else None
@@ -37,7 +36,7 @@ async def plan_chat(served: Served, settings: ApiSettings, body: dict[str, objec
             (room(engine.max_context, len(ids), asked, settings.chat_max_tokens, ("messages",)),),
             sampling(values, top),
             served.prompts.chat_end_ids,
-            values["stop"],
+            values["stop"] + served.prompts.chat_stops,
         ),
         shape=ChatShape(
             served.tokenizer,

@@ -23,6 +23,7 @@ from typing import Any
 from rrtf_serve.api.errors import invalid_value, missing, unsupported
 from rrtf_serve.api.kinds import (
     Array,
+    Biases,
     Boolean,
     Integer,
     Kind,
@@ -215,7 +216,7 @@ SHARED = (
     Field("seed", Integer(-(2**63), 2**64 - 1), seed, note="Neutral with temperature 0."),
     Field("presence_penalty", Number(-2, 2), penalty, default=0.0),
     Field("frequency_penalty", Number(-2, 2), penalty, default=0.0),
-    Field("logit_bias", Object(), logit_bias),
+    Field("logit_bias", Biases(), logit_bias, default=()),
     Field("user", Text(), neutral),
 )
 

@@ -178,6 +178,28 @@ class Stops:
 
 
 @dataclass(frozen=True)
+class Biases:
+    """{"token id": bias}, as pairs of token id and bias."""
+
+    def check(self, value: object, path: Path) -> tuple[tuple[int, float], ...]:
+        if not isinstance(value, dict):
+            raise invalid_type(path, "an object", value)
+        pairs = []
+        for token, bias in value.items():
+            if not (token.isdecimal() and len(token) < 10):
+                raise invalid_value(path, "its keys must be token ids.")
+            pairs.append((int(token), Number(-100, 100).check(bias, (*path, token))))
+        return tuple(sorted(pairs))
+
+    def schema(self) -> Schema:
+        return {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": Number(-100, 100).schema(),
+        }
+
+
+@dataclass(frozen=True)
 class Prompt:
     """One text, several texts, one list of token ids, or several: always a tuple of texts or of id tuples."""
 

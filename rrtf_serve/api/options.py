@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from rrtf_serve.api.errors import ApiError, invalid_value
@@ -36,16 +37,24 @@ def check_rows(settings: ApiSettings, prompts: int, copies: int) -> None:
 
 def sampling(values: Values, logprobs: int | None) -> Sampling:
     """`logprobs`: alternatives per token, 0 for the chosen token alone, None for nothing."""
-    penalty = values["repetition_penalty"]
+    greedy = Sampling(
+        temperature=0.0,
+        repetition_penalty=values["repetition_penalty"],
+        logprobs=logprobs,
+        presence_penalty=values["presence_penalty"],
+        frequency_penalty=values["frequency_penalty"],
+        logit_bias=values["logit_bias"],
+    )
     if values["temperature"] == 0 or values["top_p"] == 0:
         # What greedy decoding doesn't look at is left out, so that such requests can share a batch.
-        return Sampling(temperature=0.0, repetition_penalty=penalty, logprobs=logprobs)
-    return Sampling(
+        return greedy
+    return replace(
+        greedy,
         temperature=values["temperature"],
         top_p=values["top_p"],
         top_k=max(0, values["top_k"]),
-        repetition_penalty=penalty,
-        logprobs=logprobs,
+        min_p=values["min_p"],
+        seed=values["seed"],
     )
 
 

@@ -18,7 +18,6 @@ repetition penalty counts generated tokens only, not the prompt.
 
 from __future__ import annotations
 
-import json
 import os
 import weakref
 from pathlib import Path
@@ -34,7 +33,9 @@ from rrtf_serve.engine.ct2_batch import (
     partition,
     steps_in_memory,
     to_numpy,
+    trim_memory,
 )
+from rrtf_serve.engine.ct2_files import learned_positions, read_vocabulary
 from rrtf_serve.engine.logprobs import token_logprob
 from rrtf_serve.engine.protocol import Capabilities, EngineError, Request, Sampling, TokenLogprob
 from rrtf_serve.models.errors import ModelError
@@ -68,7 +69,13 @@ class Ct2Engine:
             raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
         self._device = _pick_device(device)
         _check_compute_type(compute_type, self._device)
-        self._vocabulary = _read_vocabulary(folder)
+        self._vocabulary = read_vocabulary(folder)
+        positions = learned_positions(folder)
+        if positions is not None and context_length > positions:
+            raise ValueError(
+                f"context_length is {context_length}, but the model has learned {positions} positions and "
+                "fails beyond them"
+            )
         self._threads = threads or available_cores()
         try:
             generator = ctranslate2.Generator(
@@ -80,6 +87,7 @@ class Ct2Engine:
             )
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"{folder}: CTranslate2 can't load it ({error})") from error
+        trim_memory()
         self._loaded = Loaded(generator)
         self._exit = weakref.finalize(self, self._loaded.drop)
         self._compute_type = str(generator.compute_type)
@@ -137,7 +145,10 @@ class Ct2Engine:
             logprobs = to_numpy(self._loaded.get().forward_batch([tokens], return_log_probs=True))[0]
         except RuntimeError as error:
             raise EngineError(f"scoring failed: {error}") from error
-        return [token_logprob(logprobs[at], token, top) for at, token in enumerate(prompt[1:])]
+        records = [token_logprob(logprobs[at], token, top) for at, token in enumerate(prompt[1:])]
+        del logprobs
+        trim_memory()
+        return records
 
     def close(self) -> None:
         """Stop what runs and free the model. Idempotent."""
@@ -195,6 +206,9 @@ def _check_sampling(sampling: Sampling, max_logprobs: int) -> None:
         raise ValueError(f"top_k is {sampling.top_k}; it must be 0 (no limit) or more")
     if not 0 < sampling.repetition_penalty < float("inf"):
         raise ValueError(f"repetition_penalty is {sampling.repetition_penalty}; it must be above 0")
+    for name in ("min_p", "seed", "presence_penalty", "frequency_penalty", "logit_bias"):
+        if getattr(sampling, name) != getattr(Sampling, name):
+            raise ValueError(f"{name} is set, but CTranslate2 has no such option")
     if sampling.logprobs is not None and not 0 <= sampling.logprobs <= max_logprobs:
         raise ValueError(f"logprobs is {sampling.logprobs}; it must be from 0 to {max_logprobs}")
 
@@ -215,19 +229,3 @@ def _check_compute_type(compute_type: str, device: str) -> None:
             f"--compute-type {compute_type}: this machine's {device} supports {', '.join(supported)}; "
             "'default' takes the model as it is stored, 'auto' the fastest of these"
         )
-
-
-def _read_vocabulary(folder: Path) -> list[str]:
-    path = folder / "vocabulary.json"
-    try:
-        tokens = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: can't be read ({error.strerror}); is it a CTranslate2 folder?") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON ({error}); convert the model again") from error
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens) or not tokens:
-        raise ModelError(f"{path}: not a list of tokens; convert the model again")
-    if len(set(tokens)) != len(tokens):
-        # Prompts go to CTranslate2 as strings, so two ids with one string could not be told apart.
-        raise ModelError(f"{path}: a token occurs twice; convert the model again")
-    return tokens

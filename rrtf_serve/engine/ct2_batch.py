@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 import weakref
 from collections import deque
@@ -22,8 +24,8 @@ PROMPT_SPREAD = 16
 # Division by less than this makes every token but the best one impossible in float32.
 GREEDY_BELOW = 1e-4
 CUDA_TOP_P_TOKENS = 8192  # CTranslate2's top-p kernel for CUDA refuses more candidates
-# CTranslate2 falls back to the model's own end token when it is given none, so it gets one that can't occur.
 _NO_TOKEN = 2**31 - 1
+_MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 class Loaded:
@@ -128,6 +130,7 @@ class Ct2Batch:
             self._queue.put(failure)
         else:
             self._queue.put(None)
+        trim_memory()
 
     def _skip_cancelled(self, rows: list[Row]) -> None:
         for row in rows:
@@ -169,7 +172,7 @@ class _Leg:
             include_prompt_in_result=False,
             max_length=max(row.left for row in rows) + PROMPT_SPREAD + 1,
             min_length=least,
-            end_token=sorted(rows[0].end_ids) if least else [_NO_TOKEN],
+            end_token=self._end_tokens(),
             repetition_penalty=sampling.repetition_penalty,
             sampling_topk=1 if greedy else _top_k(sampling, generator.device, len(vocabulary)),
             sampling_topp=1.0 if greedy else sampling.top_p,
@@ -181,6 +184,17 @@ class _Leg:
         self._flush()
         for row in rows:
             row.prompt += row.made
+
+    def _end_tokens(self) -> list[int]:
+        """What CTranslate2 is told. The callback ends rows anyway, but given none it takes the model's own.
+
+        It writes to the logits of these tokens, unchecked, before the minimum length and while it feeds the
+        rest of longer prompts. Only then must they be real ones, and all rows of the call share one then.
+        """
+        first = self._rows[0]
+        if first.least:
+            return sorted(first.end_ids)
+        return [min(first.end_ids)] if any(row.first for row in self._rows) else [_NO_TOKEN]
 
     def _moved(self, result: Any) -> bool:
         """CTranslate2's callback, once per row and step; True ends the row."""
@@ -250,7 +264,8 @@ def partition(rows: list[Row], sampling: Sampling, limits: Capabilities, vocabul
     """Rows that can share a call, in the order of their first row.
 
     Prompts of one length only where prompt tokens fed one by one would change the answer: they would count
-    for the repetition penalty and the minimum length, and would shift the rows of the logits.
+    for the repetition penalty and the minimum length, and would shift the rows of the logits. Prompts of
+    different length also need an end token in common, see _Leg._end_tokens.
     """
     max_rows = limits.max_batch
     if sampling.logprobs:
@@ -259,10 +274,10 @@ def partition(rows: list[Row], sampling: Sampling, limits: Capabilities, vocabul
         max_rows = min(max_rows, max(1, steps_in_memory(sampling, vocabulary) // steps))
     alike = sampling.repetition_penalty != 1 or bool(sampling.logprobs)
     legs: list[list[Row]] = []
-    open_legs: dict[tuple[int, frozenset[int]] | None, list[Row]] = {}
+    open_legs: dict[tuple[int, frozenset[int]], list[Row]] = {}
     for row in sorted(rows, key=lambda row: len(row.prompt)):
-        key = (row.least, row.end_ids) if row.least else None
-        spread = 0 if alike or key else PROMPT_SPREAD
+        key = (row.least, row.end_ids if row.least else frozenset(sorted(row.end_ids)[:1]))
+        spread = 0 if alike or row.least or not row.end_ids else PROMPT_SPREAD
         leg = open_legs.get(key)
         if (
             leg is None
@@ -294,3 +309,10 @@ def to_numpy(storage: Any) -> NDArray[np.float32]:
     if storage.dtype != ctranslate2.DataType.float32:
         storage = storage.to(ctranslate2.DataType.float32)
     return np.asarray(storage)
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the system. glibc keeps it otherwise: some 300 MB after a prompt of 1,024
+    tokens on a 0.5B model. Takes 0.2 ms, and 30 ms after such a prompt. Other C libraries are left alone."""
+    if _MALLOC_TRIM is not None:
+        _MALLOC_TRIM(0)

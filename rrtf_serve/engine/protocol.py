@@ -30,6 +30,12 @@ class Sampling:
     top_k: int = 0  # 0: no limit
     repetition_penalty: float = 1.0  # 1.0: none
     logprobs: int | None = None  # None: none; k: the chosen token's log-probability and the k best
+    # Only for engines whose capabilities name them.
+    min_p: float = 0.0  # 0: no limit
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, added to its logit)
 
 
 @dataclass(frozen=True)

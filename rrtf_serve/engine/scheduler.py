@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 
-from rrtf_serve.engine.protocol import Batch, Delta, Engine, EngineError, Request, TokenLogprob
+from rrtf_serve.engine.protocol import Batch, Capabilities, Delta, Engine, EngineError, Request, TokenLogprob
 from rrtf_serve.engine.stream import QueueFull, SchedulerClosed, Stream, call
 
 __all__ = ["QueueFull", "Scheduler", "SchedulerClosed", "Stream"]
@@ -72,6 +72,11 @@ class Scheduler:
         self._job_seconds = 1.0  # what a job took lately, for Retry-After
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine behind the queue can do."""
+        return self._engine.capabilities
 
     @property
     def queue_depth(self) -> int:

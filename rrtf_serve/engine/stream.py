@@ -45,7 +45,8 @@ class Stream:
         """All deltas since the last call; waits for at least one."""
         while not self._ready:
             if self._error is not None:
-                raise self._error
+                error, self._error = self._error, None
+                raise error
             if not self._open:
                 raise StopAsyncIteration
             self._waiter = self.loop.create_future()

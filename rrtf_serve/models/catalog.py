@@ -247,5 +247,5 @@ def find(name: str) -> Model | None:
 
 def suggest(name: str) -> list[str]:
     """At most three catalogue names near `name`, nearest first; [] when nothing is near."""
-    near = difflib.get_close_matches(name.strip().lower(), _BY_NAME, n=6, cutoff=0.5)
+    near = difflib.get_close_matches(name.strip().lower(), _BY_NAME, n=6, cutoff=0.6)
     return list(dict.fromkeys(_BY_NAME[key].name for key in near))[:3]

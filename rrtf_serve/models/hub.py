@@ -93,19 +93,21 @@ def fetch_file(repo: str, revision: str | None, filename: str, *, progress: bool
             info = _probe(repo, revision)
         except (httpx2.TransportError, OfflineModeIsEnabled):
             if cached := cached_file(repo, revision or "main", filename):
-                return Download(cached, cached.parts[-1 - len(Path(filename).parts)])
+                return Download(cached, _commit_of(cached, filename))
             raise
         sibling = _siblings(info).get(filename)
         if sibling is None:
             raise ModelError(f"{repo} has no file {filename}. {_gguf_hint(repo, info)}".rstrip())
-        commit = info.sha or revision or "main"
-        if cached_file(repo, commit, filename) is None:
+        if cached_file(repo, info.sha or "main", filename) is None:
             _require_room(sibling.size or 0)
-        path = huggingface_hub.hf_hub_download(
-            repo, filename, revision=commit, tqdm_class=None if progress else _Silent
+        # By branch, not by commit: only then does the cache know later, offline, where the branch stood.
+        path = Path(
+            huggingface_hub.hf_hub_download(
+                repo, filename, revision=revision, tqdm_class=None if progress else _Silent
+            )
         )
         sha256 = sibling.lfs.sha256 if sibling.lfs else ""
-        return Download(Path(path), commit, _licence(info), sha256)
+        return Download(path, _commit_of(path, filename), _licence(info), sha256)
 
 
 def fetch_folder(repo: str, revision: str | None, *, progress: bool) -> Download:
@@ -121,29 +123,41 @@ def fetch_folder(repo: str, revision: str | None, *, progress: bool) -> Download
                 return Download(cached, cached.name)
             raise
         files = _siblings(info)
-        commit = info.sha or revision or "main"
         names = [name for name in files if name in COMPANIONS]
-        names += _weights(repo, commit, info)
-        missing = [name for name in names if cached_file(repo, commit, name) is None]
+        names += _weights(repo, revision, info)
+        missing = [name for name in names if cached_file(repo, info.sha or "main", name) is None]
         _require_room(sum(files[name].size or 0 for name in missing))
-        path = huggingface_hub.snapshot_download(
-            repo,
-            revision=commit,
-            allow_patterns=[escape(name) for name in names],
-            tqdm_class=None if progress else _Silent,
+        path = Path(
+            huggingface_hub.snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=[escape(name) for name in names],
+                tqdm_class=None if progress else _Silent,
+            )
         )
-        return Download(Path(path), commit, _licence(info))
+        return Download(path, path.name, _licence(info))
 
 
 def remove(path: Path) -> int:
-    """Remove the cached revision that `path` belongs to; bytes freed. ModelError when it is not cached."""
+    """Remove a cached file, or the cached revision whose folder `path` is; bytes freed.
+
+    A blob that another revision or file also uses stays. Raises ModelError when `path` is not in the cache.
+    """
     cache = huggingface_hub.scan_cache_dir()
     for repo in cache.repos:
         for revision in repo.revisions:
-            if path == revision.snapshot_path or revision.snapshot_path in path.parents:
+            if path == revision.snapshot_path:
                 strategy = cache.delete_revisions(revision.commit_hash)
                 strategy.execute()
                 return strategy.expected_freed_size
+            for file in revision.files:
+                if path == file.file_path:
+                    users = [f for r in repo.revisions for f in r.files if f.blob_path == file.blob_path]
+                    path.unlink()
+                    if len(users) > 1:
+                        return 0
+                    file.blob_path.unlink(missing_ok=True)
+                    return file.size_on_disk
     raise ModelError(f"{path} is not in the Hugging Face cache ({constants.HF_HUB_CACHE}).")
 
 
@@ -158,6 +172,11 @@ def _probe(repo: str, revision: str | None) -> ModelInfo:
     return HfApi().model_info(repo, revision=revision, timeout=PROBE_SECONDS, files_metadata=True)
 
 
+def _commit_of(path: Path, filename: str) -> str:
+    """The commit in a cached file's path: .../snapshots/<commit>/<filename>."""
+    return path.parts[-1 - len(Path(filename).parts)]
+
+
 def _siblings(info: ModelInfo) -> dict[str, RepoSibling]:
     return {sibling.rfilename: sibling for sibling in info.siblings or []}
 
@@ -167,12 +186,12 @@ def _licence(info: ModelInfo) -> str:
     return licence if isinstance(licence, str) else ""
 
 
-def _weights(repo: str, commit: str, info: ModelInfo) -> list[str]:
+def _weights(repo: str, revision: str | None, info: ModelInfo) -> list[str]:
     """Names of the weight files to fetch, the shard index among them; top folder only."""
     names = [name for name in _siblings(info) if "/" not in name]
     safetensors = [name for name in names if name.endswith(".safetensors")]
     if INDEX in names:
-        path = huggingface_hub.hf_hub_download(repo, INDEX, revision=commit, tqdm_class=_Silent)
+        path = huggingface_hub.hf_hub_download(repo, INDEX, revision=revision, tqdm_class=_Silent)
         try:
             shards = sorted(set(json.loads(Path(path).read_text("utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -275,8 +294,9 @@ def _unreachable(error: BaseException) -> ModelError:
     if isinstance(error, OfflineModeIsEnabled):
         return ModelError("not in the local cache, and HF_HUB_OFFLINE is set; unset it to download.")
     if isinstance(error, HfHubHTTPError):
+        token = "is not valid; mend HF_TOKEN or" if huggingface_hub.get_token() else "is missing;"
         advice = {
-            401: "the token is not valid; log in again with `hf auth login`, or mend HF_TOKEN",
+            401: f"the token {token} log in with `hf auth login`",
             403: "access forbidden for this token; give it read access to the repository",
         }
         status = error.response.status_code

@@ -108,7 +108,7 @@ def _pip_settings() -> dict[str, str]:
     if done.returncode != 0:
         return found
     lines = re.findall(r"^(global|install)\.(index-url|cert)=(.+)$", done.stdout, re.MULTILINE)
-    # pip prints its files in rising precedence, values as Python literals; a command's section beats `global`.
+    # pip prints its files in rising precedence, values as literals; a command's section beats `global`.
     for _, key, value in sorted(lines, key=lambda line: line[0] == "install"):
         if not os.environ.get(VARIABLES[key]):
             found[key] = str(ast.literal_eval(value))

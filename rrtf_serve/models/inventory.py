@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,17 +46,24 @@ class Entry:
     origin: str
 
 
-def remember(home: Path, source: Source) -> None:
-    """Write the source's record where it isn't there already."""
-    record = Record(source.name, source.kind, str(source.path), source.digest, source.licence, source.origin)
+def remember(home: Path, source: Source) -> Source:
+    """Write the source's record where it isn't there already.
+
+    Offline the hub can't tell a licence; the one recorded when it could is kept. Returns the source with it.
+    """
     path = _record_path(home, source.name)
-    text = json.dumps(asdict(record), indent=2) + "\n"
-    if path.is_file() and path.read_text("utf-8") == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.write_text(text, "utf-8")
-    fresh.replace(path)
+    before = read_json(path) if path.is_file() else {}
+    if not source.licence and before.get("path") == str(source.path):
+        source = replace(source, licence=before.get("licence", ""))
+    record = asdict(
+        Record(source.name, source.kind, str(source.path), source.digest, source.licence, source.origin)
+    )
+    if record != before:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        fresh.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        fresh.replace(path)
+    return source
 
 
 def records(home: Path) -> list[Record]:

@@ -57,12 +57,17 @@ class Store:
         """The source that `spec` names, downloaded where it isn't here yet.
 
         An existing path wins, then the catalogue, then a hub id. `revision` chooses a branch, tag or commit
-        of a hub repository. Raises ModelError, with one line per origin that was tried and what to do next.
+        of a hub repository. An adapter comes with its base. Raises ModelError, with one line per origin that
+        was tried and what to do next.
         """
+        source = self._resolve(spec, revision, progress)
+        return self._with_base(source, progress) if source.kind is Kind.ADAPTER else source
+
+    def _resolve(self, spec: str, revision: str | None, progress: bool) -> Source:
         path = Path(spec).expanduser()
         try:
-            if path.exists():
-                return self._local(path, progress)
+            if spec and path.exists():
+                return self._local(path)
             if model := catalog.find(spec):
                 return self._known(model, revision, progress)
             if match := HUB_ID.fullmatch(spec):
@@ -130,7 +135,7 @@ class Store:
                     ) from error
             return sum(inventory.delete(self.home, path) for path in paths)
 
-    def _local(self, path: Path, progress: bool) -> Source:
+    def _local(self, path: Path) -> Source:
         path = path.absolute()
         kind = detect_kind(path)
         source = Source(path, kind, name_of(path), origin="local")
@@ -140,7 +145,7 @@ class Store:
                 replace(source, name=card.name, family=card.family, licence=card.licence) if card else source
             )
         digest = self.verified.sha256(path) if path.is_file() else folder_digest(path, self.verified)
-        return self._with_base(replace(source, digest=digest), progress)
+        return replace(source, digest=digest)
 
     def _known(self, model: Model, revision: str | None, progress: bool) -> Source:
         if revision and model.sha256:
@@ -205,9 +210,7 @@ class Store:
             place = f"wheels:{first.project}{more}=={first.version}"
         kind = detect_kind(path)
         source = Source(path, kind, model.name, model.sha256, model.family, model.licence, place)
-        if not isinstance(origin, LocalPath):
-            inventory.remember(self.home, source)
-        return source
+        return source if isinstance(origin, LocalPath) else inventory.remember(self.home, source)
 
     def _target(self, model: Model) -> Path:
         name = safe_name(model.name)
@@ -216,15 +219,13 @@ class Store:
     def _hub(self, repo: str, file: str | None, revision: str | None, progress: bool) -> Source:
         if file is None:
             with self.lock(safe_name(repo)):
-                source = self._hub_folder(repo, revision, None, progress)
-            return self._with_base(source, progress)
+                return self._hub_folder(repo, revision, None, progress)
         with self.lock(safe_name(f"{repo}-{file}")):
             got = hub.fetch_file(repo, revision, file, progress=progress)
             digest = self._expect(got.path, got.sha256, "the hub")
         origin = f"hub:{repo}@{got.commit}"
         source = Source(got.path, detect_kind(got.path), name_of(Path(file)), digest, "", got.licence, origin)
-        inventory.remember(self.home, source)
-        return source
+        return inventory.remember(self.home, source)
 
     def _hub_folder(self, repo: str, revision: str | None, model: Model | None, progress: bool) -> Source:
         got = hub.fetch_folder(repo, revision, progress=progress)
@@ -237,8 +238,7 @@ class Store:
             licence=model.licence if model else got.licence,
             origin=f"hub:{repo}@{got.commit}",
         )
-        inventory.remember(self.home, source)
-        return source
+        return inventory.remember(self.home, source)
 
     def _expect(self, path: Path, sha256: str, who: str) -> str:
         """The file's SHA-256. Raises ModelError and removes the file when `who` says another (not empty)."""
@@ -249,17 +249,13 @@ class Store:
         return found
 
     def _with_base(self, source: Source, progress: bool) -> Source:
-        if source.kind is not Kind.ADAPTER:
-            return source
         config = source.path / "adapter_config.json"
         record = read_json(config)
         name, revision = record.get("base_model_name_or_path"), record.get("revision")
         if not isinstance(name, str) or not name:
             raise ModelError(f"{config}: base_model_name_or_path must name the adapter's base model.")
         try:
-            base = self.fetch(
-                name, revision=revision if isinstance(revision, str) else None, progress=progress
-            )
+            base = self._resolve(name, revision if isinstance(revision, str) else None, progress)
         except ModelError as error:
             raise ModelError(f"{config}: its base model {name!r} can't be had: {error}") from error
         if base.kind is Kind.ADAPTER:

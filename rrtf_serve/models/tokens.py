@@ -28,6 +28,7 @@ from rrtf_serve.models.errors import ModelError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_MARK = "\u2581"
+_ID_LIMIT = 1 << 32  # the backend raises on larger ids
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -140,7 +141,7 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """The exact bytes that a token adds to the text; none for an id outside the vocabulary."""
-        entry = self._backend.id_to_token(token) if token >= 0 else None
+        entry = self._backend.id_to_token(token) if 0 <= token < _ID_LIMIT else None
         if entry is None:
             return b""
         if self.byte_level:
