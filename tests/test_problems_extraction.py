@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrtf_serve.problems.extraction import cut_at_stop, defines, extract_code, parses, to_record
+from rrtf_serve.problems.extraction import cut_at_stop, defines, extract_code, to_record
 from rrtf_serve.problems.problem import FunctionTests, Problem, ProgramTests, StdioTests
+from rrtf_serve.problems.syntax import parses
 
 TESTS = FunctionTests("def check(candidate):\n    assert candidate(2) == 4\n")
 STUB = Problem(

@@ -11,13 +11,12 @@ The response itself is always kept beside it.
 
 from __future__ import annotations
 
-import ast
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator, Sequence
 
 from rrtf_serve.problems.problem import Problem, ProgramTests, StdioTests
+from rrtf_serve.problems.syntax import parses
 
 _FENCE = re.compile(
     r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.DOTALL | re.MULTILINE
@@ -125,14 +124,3 @@ def _ends(lines: list[str], start: int) -> Iterator[int]:
     for number in range(len(lines), start, -1):
         if number == len(lines) or (lines[number].strip() and not lines[number][0].isspace()):
             yield number
-
-
-def parses(code: str) -> bool:
-    """Whether this is Python. Deep nesting, NULs and lone surrogates count as not."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in the code are its own affair
-            ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True

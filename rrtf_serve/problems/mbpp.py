@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rrtf_serve.problems.origins import DataFile, HubFile, Record, load_records
 from rrtf_serve.problems.problem import FunctionTests, Problem, Suite, make_suite
+from rrtf_serve.problems.syntax import parse
 
 SPLITS = {
     "prompt": range(1, 11),
@@ -65,11 +66,11 @@ def entry_point_of(code: str, asserts: list[str]) -> str:
     """
     defined = {
         node.name
-        for node in ast.parse(code.replace("\r\n", "\n")).body
+        for node in parse(code.replace("\r\n", "\n")).body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
     }
     for statement in asserts:
-        for node in ast.walk(ast.parse(statement)):
+        for node in ast.walk(parse(statement)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in defined:
                 return node.func.id
     raise ValueError(f"no assert calls any of {', '.join(sorted(defined)) or 'the functions (none defined)'}")

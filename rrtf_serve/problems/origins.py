@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+import httpx2
+import huggingface_hub
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 Record = dict[str, Any]
+PROBE_SECONDS = 5.0  # the hub's first answer
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def locate(data: DataFile, folder: Path | None) -> list[Path]:
     if data.hub:
         try:
             return [Path(_from_hub(part)) for part in data.hub]
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except (HfHubHTTPError, LocalEntryNotFoundError, httpx2.TransportError, OSError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             tried.append(f"the hub data set {data.hub[0].repository} ({reason})")
     advice = "give --data-dir FOLDER (or RRTF_DATA_DIR) with that file"
@@ -92,6 +95,13 @@ def locate(data: DataFile, folder: Path | None) -> list[Path]:
 
 
 def _from_hub(part: HubFile) -> str:
+    cached = huggingface_hub.try_to_load_from_cache(
+        part.repository, part.file, revision=part.revision, repo_type="dataset"
+    )
+    if isinstance(cached, str):
+        return cached
+    # One short question first: without a network the download itself would retry for half a minute.
+    HfApi().dataset_info(part.repository, revision=part.revision, timeout=PROBE_SECONDS)
     return hf_hub_download(part.repository, part.file, repo_type="dataset", revision=part.revision)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from rrtf_serve.models.prompts import docstring_first
 from rrtf_serve.problems.extraction import cut_at_stop, defines, extract_code, to_record
 from rrtf_serve.problems.problem import FunctionTests, Problem, StdioTests
+from rrtf_serve.problems.syntax import parse
 
 _TITLES = {
     "python": "Python", "javascript": "JavaScript", "typescript": "TypeScript", "bash": "Bash", "cpp": "C++",
@@ -76,8 +77,8 @@ def _parts(problem: Problem) -> tuple[str, str, str]:
     if problem.signature:
         return problem.prompt, problem.task, problem.signature
     if not defines(problem.prompt, problem):
-        return "", ast.get_docstring(ast.parse(problem.prompt)) or problem.task, ""
-    module = ast.parse(problem.prompt)
+        return "", ast.get_docstring(parse(problem.prompt)) or problem.task, ""
+    module = parse(problem.prompt)
     function = next(
         node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == problem.entry_point
     )
