@@ -40,6 +40,7 @@ main(int(sys.argv[2]))
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "LANG": "C.UTF-8",
+    "OPENSSL_CONF": "/dev/null",  # node won't start when it may not read the system's
     # Numeric libraries start a thread per core otherwise, and each would count.
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",

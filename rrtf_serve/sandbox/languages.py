@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+STRIPS_TYPES = (22, 6)  # the first node that runs TypeScript by itself
 COMPILE_FAILED = 97  # what the run command exits with where compiling failed
 
 
@@ -48,18 +51,18 @@ int main() {
 
 LANGUAGES: dict[str, Language] = {
     "javascript": Language(
-        ("node",), "programme.js", "exec node programme.js",
+        ("node",), "programme.js", "node programme.js",
         epilogue="\n;console.log('\\n{nonce}');\n",
     ),
     "typescript": Language(
-        ("node",), "programme.ts", "exec node --experimental-strip-types --no-warnings programme.ts",
+        ("node",), "programme.ts", "node --experimental-strip-types --no-warnings programme.ts",
         epilogue="\n;console.log('\\n{nonce}');\n",
     ),
-    "bash": Language(("bash",), "programme.sh", "exec bash programme.sh", epilogue="\necho\necho {nonce}\n"),
+    "bash": Language(("bash",), "programme.sh", "bash programme.sh", epilogue="\necho\necho {nonce}\n"),
     "cpp": Language(
         ("g++",), "programme.cpp",
-        f"g++ -std=c++17 -O1 -w -c programme.cpp end.cpp && g++ -o programme programme.o end.o || exit {COMPILE_FAILED}; "
-        "exec ./programme",
+        "g++ -std=c++17 -O1 -w -c programme.cpp end.cpp && g++ -o programme programme.o end.o"
+        f" || exit {COMPILE_FAILED}; ./programme",
         # The compiler gives `main` its implicit return; the linker knows it by another name.
         prologue='int main() __asm__("rrtf_programme");\n',
         files=(("end.cpp", _CPP_MAIN),),
@@ -68,8 +71,16 @@ LANGUAGES: dict[str, Language] = {
 
 
 def available(language: str) -> bool:
-    """Whether the programs that the language needs are installed."""
-    return language in LANGUAGES and all(shutil.which(program) for program in LANGUAGES[language].programs)
+    """Whether the programs that the language needs are installed, and new enough."""
+    if language not in LANGUAGES or not all(shutil.which(p) for p in LANGUAGES[language].programs):
+        return False
+    return language != "typescript" or _node_version() >= STRIPS_TYPES
+
+
+@cache
+def _node_version() -> tuple[int, ...]:
+    done = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False, timeout=60)
+    return tuple(int(part) for part in re.findall(r"\d+", done.stdout)[:2])
 
 
 def prepare(language: str, source: str) -> Prepared:
@@ -78,7 +89,8 @@ def prepare(language: str, source: str) -> Prepared:
         raise ValueError(f"language {language!r} is not known; known are {', '.join(LANGUAGES)}")
     if not available(language):
         needed = ", ".join(LANGUAGES[language].programs)
-        raise ValueError(f"language {language!r} needs {needed}, which is not installed")
+        newer = " 22.6 or newer" if language == "typescript" else ""
+        raise ValueError(f"language {language!r} needs {needed}{newer}, which is not installed")
     entry = LANGUAGES[language]
     nonce = secrets.token_hex(16)
     prologue = entry.prologue

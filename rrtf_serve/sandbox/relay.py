@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from rrtf_serve.sandbox.cell import Cell, Exit
+from rrtf_serve.sandbox.cell import Cell, CellError, Exit
 from rrtf_serve.sandbox.inside.frames import Frame
 from rrtf_serve.sandbox.inside.wire import dumps
 from rrtf_serve.sandbox.limits import Limits
@@ -65,6 +65,7 @@ class Relay:
         self._ready: dict[str, bytes] = {}
         self._started = False
         self._exits: dict[str, Exit] = {}
+        self._confined: set[str] = set()
         self._poll = select.poll()
         self._told = False  # the examiner knows that the candidate is dead
         self._reported = False
@@ -115,18 +116,26 @@ class Relay:
                     self._poll.modify(line, select.POLLIN | (select.POLLOUT if line.wants_to_write else 0))
             for fd, event in self._poll.poll(left * 1000 + 1):
                 heard[fd](event)
-            if "candidate" in self._exits and not self._lines["candidate"].open and not self._told:
-                self._over = self._over or not self._started
-                self._told = True
-                self._lines["examiner"].send(Frame.GONE)
-                until = min(until, time.monotonic() + GRACE_S)
-                self.outcome.stop(*death("the programme", self._exits["candidate"], self._limits))
+            for name in self._exits:
+                if not self._lines[name].open and not self._over:
+                    self._bury(name)
+                    until = min(until, time.monotonic() + GRACE_S)
+
+    def _bury(self, name: str) -> None:
+        """One of the two has ended before the examiner reported, and nothing more of it is to be read."""
+        if name not in self._confined and not self.outcome.message:
+            raise CellError(f"{name}: {self._printed.text.strip() or 'ended before it was confined'}")
+        if name == "examiner":
+            self._over = True
+        elif not self._told:
+            self._told = True
+            self.outcome.stop(*death("the programme", self._exits[name], self._limits))
+            self._over = not self._started
+            self._lines["examiner"].send(Frame.GONE)
 
     def _hear_exit(self, name: str, _event: int) -> None:
         self._poll.unregister(self._cells[name])
         self._exits[name] = self._cells[name].wait()
-        if name == "examiner":
-            self._over = True
 
     def _hear_printed(self, _event: int) -> None:
         within = self._printed.receive()
@@ -143,11 +152,16 @@ class Relay:
             return
         try:
             for kind, payload in line.receive():
-                (self._from_candidate if name == "candidate" else self._from_examiner)(kind, payload)
+                if kind is Frame.CONFINED and name not in self._confined:
+                    self._confined.add(name)
+                elif name == "candidate":
+                    self._from_candidate(kind, payload)
+                else:
+                    self._from_examiner(kind, payload)
         except OverflowError as error:
-            self._stop(name, Kind.OUTPUT, str(error))
+            return self._stop(name, Kind.OUTPUT, str(error))
         except BrokenProtocol as error:
-            self._stop(name, Kind.KILLED, f"broke the protocol: {error}")
+            return self._stop(name, Kind.KILLED, f"broke the protocol: {error}")
         if not line.open:
             # Dying, or it closed its channel and lives on; the exit status of the former stands.
             self._poll.unregister(line)

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from rrtf_serve.sandbox.cases import ReferenceFailed, References
-from rrtf_serve.sandbox.cell import Cell, Exit
+from rrtf_serve.sandbox.cell import Cell, CellError, Exit
 from rrtf_serve.sandbox.inside.frames import Frame
 from rrtf_serve.sandbox.inside.wire import dumps
 from rrtf_serve.sandbox.jobs import CaseJob, FunctionJob, ProgramJob, StdioCase, StdioJob
@@ -116,6 +116,7 @@ class _Single:
         self._cell = cell
         self._limits = limits
         self.outcome = Outcome()
+        self._confined = False
         self.ended = Exit(0, 0, 0.0, "")
         self.errors = Printed(limits.output_bytes)
 
@@ -162,8 +163,11 @@ class _Single:
             for fd, event in poll.poll(left * 1000 + 1):
                 if fd == self._cell.fileno():
                     self.ended = self._cell.wait()
-                    if line.open:
+                    while line.open:  # its end is closed, so this ends
                         self._hear(line)
+                    self.errors.drain()
+                    if not self._confined and not outcome.message:
+                        raise CellError(self.errors.text.strip() or "ended before it was confined")
                     if self.ended.status or self.ended.broke:
                         outcome.stop(*death("the programme", self.ended, self._limits))
                     return
@@ -186,7 +190,9 @@ class _Single:
     def _hear(self, line: Line) -> None:
         try:
             for kind, payload in line.receive():
-                if kind is Frame.COMPILED:
+                if kind is Frame.CONFINED:
+                    self._confined = True
+                elif kind is Frame.COMPILED:
                     self.outcome.compiled = True
                 elif kind is Frame.FAILED:
                     name, message = failure(payload)

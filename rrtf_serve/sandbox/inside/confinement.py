@@ -39,7 +39,7 @@ def limit_resources(order: Order, *, count_processes: bool) -> None:
     """Set this process's hard limits. `count_processes`: this user runs nothing but the run and its zygote."""
     seconds = max(1, math.ceil(order.cpu_s))
     limits = {
-        resource.RLIMIT_CPU: (seconds, seconds + 1),
+        resource.RLIMIT_CPU: (seconds, seconds),  # SIGKILL at once: the softer signal can be ignored
         resource.RLIMIT_DATA: (order.memory_bytes, order.memory_bytes),
         resource.RLIMIT_FSIZE: (order.file_bytes, order.file_bytes),
         resource.RLIMIT_NOFILE: (OPEN_FILES, OPEN_FILES),

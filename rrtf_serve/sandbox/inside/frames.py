@@ -10,6 +10,7 @@ HEADER = struct.Struct("!BI")
 
 
 class Frame(IntEnum):
+    CONFINED = 0  # either -> judge: about to run what is not trusted
     LOAD = 1  # judge -> either: what to run
     COMPILED = 2  # candidate -> judge: the source parsed
     READY = 3  # candidate -> judge: module level ran, the entry point is there

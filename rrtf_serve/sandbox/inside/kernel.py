@@ -18,7 +18,7 @@ EXECUTE, WRITE, READ, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 FS_RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many rights of the file system each version knows
 READ_ONLY = READ | READ_DIR | EXECUTE
 # Remove and make files and folders, symbolic links, move between folders, truncate; no sockets, no devices.
-WRITABLE = READ | READ_DIR | WRITE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 12 | 1 << 13 | 1 << 14
+WRITABLE = READ_ONLY | WRITE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 12 | 1 << 13 | 1 << 14
 ON_FILES = EXECUTE | WRITE | READ | 1 << 14 | 1 << 15
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -31,18 +31,21 @@ ARCHITECTURES = {
     "aarch64": (0xC00000B7, syscalls.AARCH64),
 }
 
+ANY_PID = 0x7FFF1357  # stands for the process's own number until it is known; no Linux system counts so far
+
 Instruction = tuple[int, int, int, int]
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class UnsupportedMachine(OSError):  # noqa: N818  # reads as what it is where it is caught
     """No table of system calls for this processor."""
 
 
-def build(*, processes: bool, pid: int, shared_files: bool) -> bytes:
-    """The filter for one process.
+def build(*, processes: bool, shared_files: bool) -> bytes:
+    """The filter for one process, up to that process's number; see `install`.
 
     processes     whether new processes and other programmes may be started; threads always may
-    pid           the only process that may be signalled; with `processes`, also the own group (kill 0)
     shared_files  the run sees the host's own files: then changing modes and times does nothing and says it
                   worked, because landlock does not cover it (before its version 3, nor truncating by path)
     """
@@ -57,7 +60,7 @@ def build(*, processes: bool, pid: int, shared_files: bool) -> bytes:
     pretended = set(syscalls.ATTRIBUTES) if shared_files else set()
     code += _plain((numbers[n] for n in syscalls.ALLOWED if n in numbers and n not in pretended), ALLOW)
     code += _plain((numbers[n] for n in pretended if n in numbers and n != "truncate"), ERRNO)
-    for name, body in _conditional(processes=processes, pid=pid).items():
+    for name, body in _conditional(processes=processes, pid=ANY_PID).items():
         if name in numbers:
             code += [(JUMP_EQ, 0, len(body), numbers[name]), *body]
     code += _plain((numbers[n] for n in syscalls.REFUSED if n in numbers), ERRNO | errno.EPERM)
@@ -66,13 +69,16 @@ def build(*, processes: bool, pid: int, shared_files: bool) -> bytes:
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
 
-def install(program: bytes) -> None:
-    """Filter this thread and all it starts, for good. OSError where the kernel refuses."""
-    libc = ctypes.CDLL(None, use_errno=True)
+def install(program: bytes, pid: int) -> None:
+    """Filter this thread and all it starts, for good. OSError where the kernel refuses.
+
+    pid  the only process that may be signalled (where processes may be started, their own group, kill 0, too)
+    """
+    program = program.replace(struct.pack("I", ANY_PID), struct.pack("I", pid))
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     for arguments in ((PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header, 0, 0)):
-        if libc.prctl(*arguments) != 0:
+        if _libc.prctl(*arguments) != 0:
             raise OSError(ctypes.get_errno(), "the kernel refused the system-call filter")
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import _sitebuiltins
 import builtins
+import fcntl
 import gc
 import importlib
 import json
@@ -29,11 +30,12 @@ from typing import Any, NoReturn
 
 from rrtf_serve.sandbox.inside import candidate, examiner, kernel, seccomp
 from rrtf_serve.sandbox.inside.confinement import Order, Setup, limit_resources
-from rrtf_serve.sandbox.inside.frames import Channel
+from rrtf_serve.sandbox.inside.frames import Channel, Frame
 from rrtf_serve.sandbox.inside.watch import PAGE, Watch, end_strays, pids
 
 TICK_MS = 20  # how often what no kernel limit covers is measured
 CHANNEL = 3
+PASSED, KEPT = 64, 128  # where descriptors for the child, and those that stay, are put meanwhile
 DEVICES = {path: kernel.READ for path in ("/dev/zero", "/dev/random", "/dev/urandom", "/dev/full")}
 
 
@@ -44,6 +46,11 @@ class Zygote:
         self._ruleset = -1
         self._namespace = -1  # our own pid namespace, to come back to before each fork
         self._bubblewrap = setup.level == "bubblewrap"
+        shared = not self._bubblewrap
+        self._filters = {
+            processes: seccomp.build(processes=processes, shared_files=shared)
+            for processes in ([] if setup.level == "rlimits" else [True, False])
+        }
         self._address_bytes = 0
         self._kept: list[int] = []  # descriptors that sys.path goes through
         self._own_pids: frozenset[int] = frozenset()
@@ -60,7 +67,9 @@ class Zygote:
                 continue  # an optional package, absent here
         if self._setup.level == "landlock":
             files = {"/dev/null": kernel.READ | kernel.WRITE, **DEVICES}
-            self._ruleset = kernel.landlock_ruleset(self._setup.readable, [self._setup.folder], files)
+            self._ruleset = _out_of_the_way(
+                kernel.landlock_ruleset(self._setup.readable, [self._setup.folder], files)
+            )
         self._become_user()
         if self._bubblewrap:
             self._own_pids = frozenset(pids())
@@ -82,11 +91,16 @@ class Zygote:
 
     def _keep_paths(self) -> None:
         """Reach an interpreter in a folder that the new user may not enter (root's home) by descriptors."""
-        for index, path in enumerate(sys.path):
-            if Path(path).is_dir() and not all(p.stat().st_mode & 1 for p in Path(path).parents):
-                fd = os.open(path, os.O_PATH)
-                self._kept.append(fd)
-                sys.path[index] = f"/proc/self/fd/{fd}"
+        for folder in [path for path in sys.path if Path(path).is_dir()]:
+            if all(parent.stat().st_mode & 1 for parent in Path(folder).parents):
+                continue
+            fd = _out_of_the_way(os.open(folder, os.O_PATH))
+            self._kept.append(fd)
+            sys.path[sys.path.index(folder)] = f"/proc/self/fd/{fd}"
+            for module in list(sys.modules.values()):
+                places = getattr(module, "__path__", ())
+                if isinstance(places, list):
+                    places[:] = [p.replace(folder, f"/proc/self/fd/{fd}", 1) for p in places]
 
     def _nest(self) -> None:
         """Namespaces of our own, so that every child can have fresh ones; without them, one child is all."""
@@ -150,6 +164,7 @@ class Zygote:
             channel = Channel(CHANNEL)
             argv = candidate.write_files(channel) if order.role == "command" else []
             self._filter(order)
+            channel.send(Frame.CONFINED)
             _fresh_streams()
             if order.role == "command":
                 os.closerange(CHANNEL, CHANNEL + 1)
@@ -164,7 +179,7 @@ class Zygote:
     def _place(self, descriptors: list[int]) -> None:
         """Descriptors 0 to 3 are input, output, errors and the channel; nothing else stays open."""
         channel, *standard = [os.dup(fd) for fd in descriptors]
-        moved = [os.dup2(fd, 64 + n) for n, fd in enumerate((*standard, channel))]
+        moved = [os.dup2(fd, PASSED + n) for n, fd in enumerate((*standard, channel))]
         for target, fd in enumerate(moved):
             os.dup2(fd, target)
         keep = {self._ruleset, *self._kept} - {-1}
@@ -191,8 +206,7 @@ class Zygote:
         if self._ruleset >= 0:
             kernel.landlock_restrict(self._ruleset)
             os.close(self._ruleset)
-        shared = not self._bubblewrap
-        seccomp.install(seccomp.build(processes=order.role == "command", pid=os.getpid(), shared_files=shared))
+        seccomp.install(self._filters[order.role == "command"], os.getpid())
 
     def _attend(self, child: int, order: Order) -> bool:
         """Until the child and all it started are gone. False: the host has gone."""
@@ -247,6 +261,13 @@ class Zygote:
             self._host.send(json.dumps(event).encode())
         except (BrokenPipeError, ConnectionResetError):
             os._exit(0)
+
+
+def _out_of_the_way(fd: int) -> int:
+    """The same above the numbers that `_place` uses."""
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, KEPT)
+    os.close(fd)
+    return high
 
 
 def _fresh_streams() -> None:
