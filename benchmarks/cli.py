@@ -68,7 +68,9 @@ def _sandbox_options(arguments: argparse.Namespace) -> SandboxOptions:
 
 
 def _passk(arguments: argparse.Namespace) -> dict[str, Any]:
-    values = {field.name: getattr(arguments, field.name, None) for field in fields(PasskConfig)}
+    values: dict[str, Any] = {
+        field.name: getattr(arguments, field.name, None) for field in fields(PasskConfig)
+    }
     values["api_key"] = os.environ.get("RRTF_API_KEY") or os.environ.get("OPENAI_API_KEY")
     if arguments.url is not None and arguments.model is None:
         values["model"] = ""  # whatever the server serves
