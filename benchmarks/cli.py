@@ -77,7 +77,11 @@ def _passk(arguments: argparse.Namespace) -> dict[str, Any]:
     elif arguments.model is None:
         values["model"] = DEFAULT_MODEL
     values["ks"] = tuple(arguments.ks)
-    return passk(PasskConfig(**values), _sandbox_options(arguments))
+    report = passk(PasskConfig(**values), _sandbox_options(arguments))
+    if not arguments.json:  # one line per problem is for the files
+        for part in (report.get("parts") or {"": report}).values():
+            part.pop("per_problem", None)
+    return report
 
 
 def _parser() -> argparse.ArgumentParser:

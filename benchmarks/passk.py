@@ -32,6 +32,7 @@ from rrtf_serve.problems.origins import json_lines
 from rrtf_serve.problems.problem import Suite
 from rrtf_serve.problems.samplers import Decoding, EngineSampler, HttpSampler, Sampler
 from rrtf_serve.problems.suites import load_suite
+from rrtf_serve.sandbox.judge import Sandbox
 
 ENGINES = ("ct2", "http", "torch")
 
@@ -103,34 +104,49 @@ class PasskConfig:
 def passk(config: PasskConfig, options: SandboxOptions) -> dict[str, Any]:
     """Sample, judge and report. Raises ValueError, ModelError, SamplerError, SandboxUnavailable."""
     suite = load_suite(config.suite, config.data_dir)
-    untestable = [p.task_id for p in suite.problems.values() if p.tests is None]
+    if any(problem.tests is None for problem in suite.problems.values()):
+        return _samples_only(config, suite)
+    # First of all: hours of sampling must not end in "no sandbox here".
+    with options.open() as sandbox:
+        return _passk(config, suite, sandbox)
+
+
+def _samples_only(config: PasskConfig, suite: Suite) -> dict[str, Any]:
+    head, folder, _ = _draw(config, suite)
+    return {**head, "samples_only": f"{suite.name} comes without tests; samples are in {folder}"}
+
+
+def _draw(config: PasskConfig, suite: Suite) -> tuple[dict[str, Any], Path, list[tuple[Part, Run]]]:
+    """What the report says of the model, the output folder, and the parts that were sampled into it."""
     parts = config.parts()
-    runs = [Run(suite, part.format, part.decoding, part.n, config.limit) for part in parts]
+    runs = [(part, Run(suite, part.format, part.decoding, part.n, config.limit)) for part in parts]
     with _sampler(config) as sampler:
         folder = config.output or _folder(config, sampler.model)
-        for part, run in zip(parts, runs, strict=True):
+        for part, run in runs:
             draw(sampler, run, folder / part.name / "samples.jsonl")
         record = {"model": sampler.model, "model_digest": sampler.digest, "engine": config.engine}
         record |= sampler.settings()
     head = {"suite": suite.name, "suite_digest": suite.digest, **record, "limit": config.limit}
-    if untestable:
-        return {**head, "samples_only": f"{suite.name} comes without tests; samples are in {folder}"}
-    with options.open() as sandbox:
-        reports = {}
-        for part, run in zip(parts, runs, strict=True):
-            place = folder / part.name
-            tally = judge_file(place / "samples.jsonl", suite, place / "results.jsonl", sandbox)
-            golds = gold.measure(suite, sandbox, [problem.task_id for problem in run.problems])
-            reports[part.name] = {
-                "prompt_format": part.format,
-                "decoding": asdict(part.decoding),
-                "n": part.n,
-                **score(tally, [problem.task_id for problem in run.problems], golds, part.ks),
-                "mean_tokens": mean_tokens(each for _, each in json_lines(place / "samples.jsonl")),
-                "per_problem": {task: {"samples": n, "passed": c} for task, (n, c) in tally.counts.items()},
-                "ok": not tally.failed_by_sandbox,
-            }
-        head["sandbox"] = sandbox.level.value
+    return head, folder, runs
+
+
+def _passk(config: PasskConfig, suite: Suite, sandbox: Sandbox) -> dict[str, Any]:
+    head, folder, runs = _draw(config, suite)
+    head["sandbox"] = sandbox.level.value
+    reports = {}
+    for part, run in runs:
+        place = folder / part.name
+        tally = judge_file(place / "samples.jsonl", suite, place / "results.jsonl", sandbox)
+        tasks = [problem.task_id for problem in run.problems]
+        reports[part.name] = {
+            "prompt_format": part.format,
+            "decoding": asdict(part.decoding),
+            "n": part.n,
+            **score(tally, tasks, gold.measure(suite, sandbox, tasks), part.ks),
+            "mean_tokens": mean_tokens(each for _, each in json_lines(place / "samples.jsonl")),
+            "per_problem": {task: {"samples": n, "passed": c} for task, (n, c) in tally.counts.items()},
+            "ok": not tally.failed_by_sandbox,
+        }
     single = reports[""] if list(reports) == [""] else {"parts": reports}
     report = {
         **head,
