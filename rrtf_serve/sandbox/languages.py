@@ -61,11 +61,12 @@ LANGUAGES: dict[str, Language] = {
     "bash": Language(("bash",), "programme.sh", "bash programme.sh", epilogue="\necho\necho {nonce}\n"),
     "cpp": Language(
         ("g++",), "programme.cpp",
-        "g++ -std=c++17 -O1 -w -c programme.cpp end.cpp && g++ -o programme programme.o end.o"
-        f" || exit {COMPILE_FAILED}; ./programme",
+        # The linked file's mode can't be changed at every level; `programme` is there, executable, to take it.
+        "g++ -std=c++17 -O1 -w -c programme.cpp end.cpp && g++ -o linked programme.o end.o"
+        f" && cat linked > programme || exit {COMPILE_FAILED}; ./programme",
         # The compiler gives `main` its implicit return; the linker knows it by another name.
         prologue='int main() __asm__("rrtf_programme");\n',
-        files=(("end.cpp", _CPP_MAIN),),
+        files=(("end.cpp", _CPP_MAIN), ("programme", "")),
     ),
 }  # fmt: skip
 

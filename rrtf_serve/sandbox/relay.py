@@ -29,6 +29,7 @@ from rrtf_serve.sandbox.verdict import Kind, TestResult
 MOST_NESTED = 100  # calls within calls, back and forth
 GRACE_S = 1.0  # for the examiner to report once the candidate is dead
 NONCE_BYTES = 16
+SHOWN = 500  # characters of untrusted text in a verdict
 
 
 @dataclass
@@ -218,7 +219,7 @@ class Relay:
         try:
             results, calls, outputs = json.loads(payload)
             self.outcome.tests = [
-                TestResult(str(name), passed is True, str(kind), str(message))
+                TestResult(plain(name), passed is True, plain(kind), plain(message))
                 for name, passed, kind, message in results
             ]
             self.outcome.calls = calls if type(calls) is int else 0
@@ -262,7 +263,8 @@ class Relay:
 def death(who: str, ended: Exit, limits: Limits) -> tuple[Kind | None, str]:
     if ended.broke == "memory":
         return Kind.MEMORY, f"{who} used more than {limits.memory_bytes} bytes of memory"
-    if ended.broke == "cpu" or (ended.signal in (signal.SIGXCPU, signal.SIGKILL) and ended.cpu >= limits.cpu_s):
+    # The kernel counts what it kills for more finely than what it reports.
+    if ended.broke == "cpu" or (ended.signal == signal.SIGKILL and ended.cpu >= 0.7 * limits.cpu_s):
         return Kind.TIMEOUT, f"{who} used more than {limits.cpu_s:g} s of processor time"
     if ended.broke:
         return Kind.KILLED, f"{who} broke the limit on {ended.broke}"
@@ -276,4 +278,9 @@ def failure(payload: bytes) -> tuple[str, str]:
         _, name, message = json.loads(payload)
     except (ValueError, TypeError, RecursionError):
         return "unknown error", ""
-    return str(name)[:100], str(message)[:500]
+    return plain(name), plain(message)
+
+
+def plain(text: object) -> str:
+    """Untrusted text, fit to be printed and stored: short, and valid Unicode."""
+    return str(text)[:SHOWN].encode("utf-8", "replace").decode()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ast
 import builtins
+import os
 import sys
 import types
-from pathlib import Path
 from typing import Any
 
 from rrtf_serve.sandbox.inside.frames import Channel, Frame
@@ -175,7 +175,8 @@ def write_files(channel: Channel) -> list[str]:
     """Put a job's files into the private folder; returns the command line to become."""
     order = loads(channel.receive()[1])
     for name, text in order["files"].items():
-        Path(name).write_text(text, "utf-8", "surrogateescape")
+        with os.fdopen(os.open(name, os.O_WRONLY | os.O_CREAT, 0o755), "w", encoding="utf-8") as file:
+            file.write(text.encode("utf-8", "replace").decode())
     argv: list[str] = order["argv"]
     return argv
 

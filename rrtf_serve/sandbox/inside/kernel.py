@@ -16,6 +16,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 EXECUTE, WRITE, READ, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 FS_RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many rights of the file system each version knows
+SCOPES_SIGNALS = 6  # the first version that keeps signals inside
 READ_ONLY = READ | READ_DIR | EXECUTE
 # Remove and make files and folders, symbolic links, move between folders, truncate; no sockets, no devices.
 WRITABLE = READ_ONLY | WRITE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 12 | 1 << 13 | 1 << 14
@@ -72,8 +73,8 @@ def landlock_ruleset(readable: list[str], writable: list[str], files: dict[str, 
     """
     version = _check(landlock_version() or -1, "landlock")
     handled = (1 << FS_RIGHTS_BY_ABI.get(version, 16)) - 1
-    attributes = struct.pack("QQQ", handled, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
-    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    attributes = struct.pack("QQQ", handled, 3 if version >= 4 else 0, 3 if version >= SCOPES_SIGNALS else 0)
+    size = 24 if version >= SCOPES_SIGNALS else 16 if version >= 4 else 8
     ruleset = _check(_libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0), "landlock ruleset")
     rules = [(path, READ_ONLY) for path in readable] + [(path, WRITABLE) for path in writable]
     for path, rights in [*rules, *files.items()]:

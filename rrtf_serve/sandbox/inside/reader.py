@@ -161,8 +161,6 @@ class Reader:
         match item:
             case ["i", str(text)]:
                 return _int(text)
-            case ["s", str(text)]:
-                return _unhex(text).decode("utf-8", "surrogatepass")
             case ["b", str(text)]:
                 return _unhex(text)
             case ["c", float(real), float(imag)]:

@@ -42,12 +42,13 @@ class UnsupportedMachine(OSError):  # noqa: N818  # reads as what it is where it
     """No table of system calls for this processor."""
 
 
-def build(*, processes: bool, shared_files: bool) -> bytes:
+def build(*, processes: bool, shared_files: bool, signals: bool) -> bytes:
     """The filter for one process, up to that process's number; see `install`.
 
     processes     whether new processes and other programmes may be started; threads always may
     shared_files  the run sees the host's own files: then changing modes and times does nothing and says it
                   worked, because landlock does not cover it (before its version 3, nor truncating by path)
+    signals       with `processes`: other processes may be signalled, for something else confines signals
     """
     try:
         arch, numbers = ARCHITECTURES[platform.machine()]
@@ -60,7 +61,7 @@ def build(*, processes: bool, shared_files: bool) -> bytes:
     pretended = set(syscalls.ATTRIBUTES) if shared_files else set()
     code += _plain((numbers[n] for n in syscalls.ALLOWED if n in numbers and n not in pretended), ALLOW)
     code += _plain((numbers[n] for n in pretended if n in numbers and n != "truncate"), ERRNO)
-    for name, body in _conditional(processes=processes, pid=ANY_PID).items():
+    for name, body in _conditional(processes=processes, signals=signals).items():
         if name in numbers:
             code += [(JUMP_EQ, 0, len(body), numbers[name]), *body]
     code += _plain((numbers[n] for n in syscalls.REFUSED if n in numbers), ERRNO | errno.EPERM)
@@ -82,22 +83,23 @@ def install(program: bytes, pid: int) -> None:
             raise OSError(ctypes.get_errno(), "the kernel refused the system-call filter")
 
 
-def _conditional(*, processes: bool, pid: int) -> dict[str, list[Instruction]]:
+def _conditional(*, processes: bool, signals: bool) -> dict[str, list[Instruction]]:
     """Bodies for calls that depend on their arguments; each ends in returns on every path."""
     refuse = (RETURN, 0, 0, ERRNO | errno.EPERM)
     allow = (RETURN, 0, 0, ALLOW)
-    own = [_argument(0), (JUMP_EQ, 0, 1, pid), allow, refuse]
+    own = [_argument(0), (JUMP_EQ, 0, 1, ANY_PID), allow, refuse]
     threads_only = [_argument(0), (JUMP_SET, 1, 0, CLONE_NAMESPACES), (JUMP_SET, 1, 0, CLONE_THREAD), refuse, allow]
     any_process = [_argument(0), (JUMP_SET, 0, 1, CLONE_NAMESPACES), refuse, allow]
     start = allow if processes else refuse
-    group = [_argument(0), (JUMP_EQ, 1, 0, 0), (JUMP_EQ, 0, 1, pid), allow, refuse]
+    group = [_argument(0), (JUMP_EQ, 1, 0, 0), (JUMP_EQ, 0, 1, ANY_PID), allow, refuse]
+    signal = own if not processes else [allow] if signals else group
     return {
         "clone": any_process if processes else threads_only,
         # Its flags lie in memory, out of a filter's reach; C libraries fall back to clone.
         "clone3": [(RETURN, 0, 0, ERRNO | errno.ENOSYS)],
         "fork": [start], "vfork": [start], "execve": [start], "execveat": [refuse],
-        "kill": group if processes else own, "tkill": [refuse], "tgkill": group if processes else own,
-        "prlimit64": [_argument(0), (JUMP_EQ, 1, 0, 0), (JUMP_EQ, 0, 1, pid), allow, refuse],
+        "kill": signal, "tkill": [refuse], "tgkill": signal,
+        "prlimit64": [_argument(0), (JUMP_EQ, 1, 0, 0), (JUMP_EQ, 0, 1, ANY_PID), allow, refuse],
         "prctl": [_argument(0), *_one_of(PRCTL_ALLOWED), (RETURN, 0, 0, ERRNO | errno.EINVAL)],
         "ioctl": [_argument(1), *_one_of(TERMINAL_QUERIES), (RETURN, 0, 0, ERRNO | errno.ENOTTY)],
         "fcntl": [_argument(1), *_one_of(FCNTL_REFUSED, ERRNO | errno.EPERM), allow],

@@ -82,12 +82,13 @@ class Codec:
 
 
 def dumps(message: Json) -> bytes:
-    return json.dumps(message, ensure_ascii=False, separators=(",", ":"), check_circular=False).encode()
+    text = json.dumps(message, ensure_ascii=False, separators=(",", ":"), check_circular=False)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def loads(payload: bytes) -> Json:
     """Raises WireError: not JSON, not text, or nested beyond what any message needs."""
     try:
-        return json.loads(payload)
+        return json.loads(payload.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise WireError(f"not a message: {error}") from error

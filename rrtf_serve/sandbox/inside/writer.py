@@ -64,12 +64,10 @@ class Message:
 
     def _item(self, value: Any) -> Json:  # noqa: PLR0911, PLR0912  # one branch per type is the clearest form
         kind = type(value)
-        if value is None or kind is bool or kind is float:
+        if value is None or kind is bool or kind is float or kind is str:
             return value
         if kind is int:
             return value if -WORD <= value < WORD else ["i", hex(value)]
-        if kind is str:
-            return value if value.isascii() else _text(value)
         if isinstance(value, (list, tuple, dict, set, frozenset, deque, bytearray)) or kind in (KEYS, VALUES, ITEMS):
             return self._reference(value)
         if isinstance(value, int):
@@ -77,7 +75,7 @@ class Message:
         if isinstance(value, float):
             return float.__add__(value, 0.0)
         if isinstance(value, str):
-            return _text(str.__getitem__(value, slice(None)))
+            return str.__getitem__(value, slice(None))
         scalar = _scalar(value, kind)
         if scalar is not None:
             return scalar
@@ -96,14 +94,6 @@ class Message:
             self.nodes.append(None)
             self._pending.append(number)
         return [number]
-
-
-def _text(value: str) -> Json:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return ["s", value.encode("utf-8", "surrogatepass").hex()]
-    return value
 
 
 def _scalar(value: Any, kind: type) -> Json:

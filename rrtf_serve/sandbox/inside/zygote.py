@@ -46,9 +46,10 @@ class Zygote:
         self._ruleset = -1
         self._namespace = -1  # our own pid namespace, to come back to before each fork
         self._bubblewrap = setup.level == "bubblewrap"
-        shared = not self._bubblewrap
+        shared = not self._bubblewrap and setup.uid is None
+        signals = self._bubblewrap or kernel.landlock_version() >= kernel.SCOPES_SIGNALS
         self._filters = {
-            processes: seccomp.build(processes=processes, shared_files=shared)
+            processes: seccomp.build(processes=processes, shared_files=shared, signals=signals)
             for processes in ([] if setup.level == "rlimits" else [True, False])
         }
         self._address_bytes = 0
