@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import requests
 
-from rrtf_serve.engine.protocol import Engine, Request, Sampling
+from rrtf_serve.engine.protocol import Engine, EngineError, Request, Sampling
 from rrtf_serve.engine.protocol import FinishReason as EngineFinish
 from rrtf_serve.models.prompts import Prompts
 from rrtf_serve.models.tokens import TextStream, Tokenizer
@@ -158,6 +158,8 @@ class EngineSampler:
                     if not streams[row].stopped:
                         parts[row].append(streams[row].flush())
                     yield rows[row], Response("".join(parts[row]), finish, counts[row])
+        except EngineError as error:
+            raise SamplerError(f"{self.model}: {error}") from error
         finally:
             batch.close()
 
