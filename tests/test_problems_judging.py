@@ -262,7 +262,7 @@ def test_other_harnesses_results_are_read(tmp_path: Path) -> None:
         {"task_id": "a", "completion": "", "result": "timed out", "passed": False},
     )
     assert read_results(path).counts == {"a": [2, 1]}
-    with pytest.raises(ValueError, match="r.jsonl:1: not a judged sample"):
+    with pytest.raises(ValueError, match=r"r\.jsonl:1: not a judged sample"):
         read_results(write(tmp_path / "r.jsonl", {"task_id": "a"}))
 
 
@@ -291,7 +291,7 @@ def test_limits_follow_the_reference() -> None:
 
 def test_a_journal_refuses_a_file_of_another_kind(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", RIGHT)
-    with pytest.raises(ValueError, match="x.jsonl:1: not a line of a journal"):
+    with pytest.raises(ValueError, match=r"x\.jsonl:1: not a line of a journal"):
         Journal(path)
     assert judged(path) == [RIGHT]
 

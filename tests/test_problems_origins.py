@@ -48,7 +48,7 @@ def test_a_package_is_found_without_being_imported(tmp_path: Path, monkeypatch: 
 
 def test_a_missing_file_names_every_place_and_what_to_do(tmp_path: Path) -> None:
     data = DataFile("rows.jsonl", "rows", package="no_such_package", home="https://example.org/rows")
-    with pytest.raises(ValueError, match="rows.jsonl was not found") as caught:
+    with pytest.raises(ValueError, match=r"rows\.jsonl was not found") as caught:
         locate(data, tmp_path)
     for hint in (str(tmp_path), "--data-dir", "pip install no-such-package", "https://example.org/rows"):
         assert hint in str(caught.value)

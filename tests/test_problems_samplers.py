@@ -1,4 +1,4 @@
-"""Both sources of responses against what they talk to: an engine with a script, and a server on this machine."""
+"""Both sources of responses: an engine with a script, and a server on this machine."""
 
 import json
 import threading
@@ -202,7 +202,7 @@ def test_what_a_server_refuses_is_told_at_once(upstream: Upstream) -> None:
 
 
 def test_wrong_models_and_no_server_are_told(upstream: Upstream) -> None:
-    with pytest.raises(SamplerError, match="--model other: .* serves served"):
+    with pytest.raises(SamplerError, match=r"--model other: .* serves served"):
         HttpSampler(upstream.url, "other")
     with pytest.raises(SamplerError, match="/models: "):
         HttpSampler("http://127.0.0.1:9", None)

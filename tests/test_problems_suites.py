@@ -58,8 +58,8 @@ LEETCODE = {
     "completion": "class Solution:\n    def double(self, n: int) -> int:\n        return n * 2\n",
     "entry_point": "Solution().double",
     "test": "def check(candidate):\n    assert candidate(n = 2) == 4\n",
-    "query": "Double\u00a0it.\nPlease complete the following python code precisely:\n```python\nclass Solution:\n"
-    "    def double(self, n: int) -> int:\n```",
+    "query": "Double\u00a0it.\nPlease complete the following python code precisely:\n"
+    "```python\nclass Solution:\n    def double(self, n: int) -> int:\n```",
     "meta": {"question_id": 2406, "difficulty": "Meidum"},
 }
 CONTEST = {

@@ -52,6 +52,8 @@ class Run:
             raise ValueError(f"--n {self.n}: greedy decoding gives one answer; set --temperature")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1, not {self.limit}")
+        for problem in self.problems:
+            render(problem, self.format)
 
     @property
     def problems(self) -> list[Problem]:
