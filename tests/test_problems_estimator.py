@@ -33,7 +33,9 @@ def test_pass_at_k_is_the_share_of_draws_with_a_pass(samples: int) -> None:
 def test_pass_at_k_equals_the_product_form(counts: tuple[int, int], k: int) -> None:
     samples, passed = counts
     k = min(k, samples)
-    product = 1.0 if samples - passed < k else 1 - np.prod(1 - k / np.arange(samples - passed + 1, samples + 1))
+    product = (
+        1.0 if samples - passed < k else 1 - np.prod(1 - k / np.arange(samples - passed + 1, samples + 1))
+    )
     assert pass_at_k(samples, passed, k) == pytest.approx(product, abs=1e-9)
 
 
@@ -125,7 +127,9 @@ def test_comparison_is_antisymmetric(pairs: list[tuple[int, int]]) -> None:
     there, back = compare(a, b), compare(b, a)
     assert there.difference == pytest.approx(-back.difference)
     assert there.p_value == pytest.approx(back.p_value)
-    assert (there.interval.low, there.interval.high) == pytest.approx((-back.interval.high, -back.interval.low))
+    assert (there.interval.low, there.interval.high) == pytest.approx(
+        (-back.interval.high, -back.interval.low)
+    )
     assert 0 < there.p_value <= 1
 
 
