@@ -1,15 +1,20 @@
-"""Every hostile programme, at every level that this machine offers: not passed, in bounded time, without a trace.
+"""Every hostile programme, at every level that can be had: not passed, in bounded time, without a trace.
 
 The bubblewrap half is skipped where bubblewrap can't be had; the landlock half needs Linux 5.13 alone.
 """
 
+# ruff: noqa: E501  # a programme reads best on as few lines as it has statements
+
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +25,12 @@ from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import Level, Limits, SandboxUnavailable
 from rrtf_serve.sandbox.verdict import Status
 from tests.hostile import PROGRAMMES
+from tests.hostile.breakouts import X86_64_ONLY
 
-LIMITS = Limits(wall_s=1.5, cpu_s=1.0, memory_bytes=192 << 20, file_bytes=8 << 20, files=200, value_bytes=8 << 20)
-BOUND_S = 15.0  # two tries of 1.5 s, and what a crowded machine adds
+LIMITS = Limits(
+    wall_s=1.0, cpu_s=1.0, memory_bytes=192 << 20, file_bytes=8 << 20, files=200, value_bytes=8 << 20
+)
+BOUND_S = 15.0  # two tries of 1 s, and what a crowded machine adds
 TESTS = "assert f(1) == 2\nassert f(3) == 4\nassert abs(f(5) - 6) < 1e-6\n"
 HONEST = FunctionJob("def f(x):\n    return x + 1\n", "f", TESTS)
 
@@ -37,7 +45,11 @@ class Host:
 
     def programme(self, name: str) -> str:
         source = PROGRAMMES[name]
-        for key, value in (("canary", self.canary), ("port", self.listener.getsockname()[1]), ("pid", os.getpid())):
+        for key, value in (
+            ("canary", self.canary),
+            ("port", self.listener.getsockname()[1]),
+            ("pid", os.getpid()),
+        ):
             source = source.replace("{" + key + "}", str(value))
         return source.replace("{{", "{").replace("}}", "}")
 
@@ -47,58 +59,124 @@ class Host:
             "processes": sorted(_descendants()),
             "canary": (self.canary.read_text(), sorted(p.name for p in folder.iterdir())),
             "temporary": sorted(p.name for p in Path(tempfile.gettempdir()).glob("rrtf-mark*")),
-            "marks": [p for p in ("/usr/lib/rrtf-was-here", "/etc/rrtf-was-here", "/dev/shm/rrtf-was-here") if Path(p).exists()],
+            "marks": [
+                p
+                for p in ("/usr/lib/rrtf-was-here", "/etc/rrtf-was-here", "/dev/shm/rrtf-was-here")
+                if Path(p).exists()
+            ],
             "port": any(":BA01 " in Path(f"/proc/net/{n}").read_text() for n in ("tcp", "tcp6")),
             "sockets": "rrtf-was-here" in Path("/proc/net/unix").read_text(),
-            "descriptors": len(os.listdir("/proc/self/fd")),
+            "descriptors": len(list(Path("/proc/self/fd").iterdir())),
         }
 
 
-@pytest.fixture(scope="module", params=[Level.BUBBLEWRAP, Level.LANDLOCK], ids=str)
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+@contextmanager
+def _host(level: Level) -> Iterator[Host]:
+    others = _descendants()
     folder = Path(tempfile.mkdtemp(prefix="canary-"))
     folder.chmod(0o755)
     canary = folder / "secret"
     canary.write_text("canary")
     canary.chmod(0o666)
-    os.environ["RRTF_CANARY"] = "canary"
     try:
-        sandbox = Sandbox(request.param, workers=1)
+        sandbox = Sandbox(level, workers=1)
     except SandboxUnavailable as error:
+        shutil.rmtree(folder)
         pytest.skip(str(error))
     with sandbox, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        assert sandbox.judge(HONEST, LIMITS).passed
+        assert sandbox.judge(HONEST, Limits(wall_s=20)).passed
         yield Host(sandbox, canary, listener)
-    del os.environ["RRTF_CANARY"]
-    assert canary.read_text() == "canary"
-    canary.unlink()
-    folder.rmdir()
-    assert not _descendants()
+    shutil.rmtree(folder)
+    assert _descendants() <= others
+
+
+@pytest.fixture(scope="module", params=[Level.BUBBLEWRAP, Level.LANDLOCK], ids=str)
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    with pytest.MonkeyPatch.context() as patch, _host(request.param) as made:
+        patch.setenv("RRTF_CANARY", "canary")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def open_host() -> Iterator[Host]:
+    with _host(Level.RLIMITS) as made:
+        yield made
 
 
 @pytest.mark.parametrize("name", PROGRAMMES)
 def test_is_not_passed_and_leaves_nothing(host: Host, name: str) -> None:
+    if name in X86_64_ONLY and platform.machine() != "x86_64":
+        pytest.skip("makes system calls by their x86-64 numbers")
     before = host.traces()
     began = time.monotonic()
     verdict = host.sandbox.judge(FunctionJob(host.programme(name), "f", TESTS), LIMITS)
     assert time.monotonic() - began < BOUND_S
-    assert verdict.status in (Status.COMPILE_ERROR, Status.RUNTIME_ERROR) or name == "exit_after_one_answer", verdict
+    assert (
+        verdict.status in (Status.COMPILE_ERROR, Status.RUNTIME_ERROR) or name == "exit_after_one_answer"
+    ), verdict
     assert not all(test.passed for test in verdict.tests) or not verdict.tests
     assert host.traces() == before
     assert host.sandbox.judge(HONEST, Limits(wall_s=20)).passed, "the next sample must not notice"
 
 
+GETS_OUT = [
+    "read_secret", "read_secret_by_link", "read_secret_by_dots", "write_secret", "connect_out", "listen",
+    "daemon",
+    "grandchild_holds_pipe", "shell", "executable_memory_file",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GETS_OUT)
+def test_the_same_programmes_do_get_out_where_nothing_holds_them(open_host: Host, name: str) -> None:
+    """Or the tests above would show nothing. What they start is ended even so."""
+    before = open_host.traces()["processes"]
+    job = FunctionJob(open_host.programme(name), "f", TESTS)
+    verdict = open_host.sandbox.judge(job, Limits(wall_s=20))
+    assert verdict.passed
+    assert open_host.traces()["processes"] == before
+
+
+HOSTILE_TESTS = {
+    "exit": "import sys\nsys.exit(0)\n",
+    "os_exit": "import os\nos._exit(0)\n",
+    "no_tests": "x = 1\n",
+    "never_called": "assert 1 + 1 == 2 or f\n",
+    "constant": "assert True\n",
+    "endless": "while True:\n    pass\n",
+    "endless_after_a_pass": "assert f(1) == 2\nwhile True:\n    pass\n",
+    "syntax": "assert f(1) ==\n",
+    "forged_without_nonce": (
+        'import gc, struct\nbody = b\'[[["all", true, "", ""]], 5, null]\'\n'
+        "for o in gc.get_objects():\n    if type(o).__name__ == 'Channel':\n"
+        "        o._socket.sendall(struct.pack('!BI', 9, len(body)) + body)\nassert f(1) == 3\n"
+    ),
+    "memory": "a = []\nwhile True:\n    a.append(bytearray(1 << 20))\n",
+    "reads_secret": "assert not open({canary!r}).read() and f(1)\n",
+    "starts_process": "import os\nif os.fork() == 0:\n    import time\n    time.sleep(3600)\nassert f(1) == 3\n",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TESTS)
+def test_tests_are_not_trusted_either(host: Host, name: str) -> None:
+    before = host.traces()
+    code = HOSTILE_TESTS[name].replace("{canary!r}", repr(str(host.canary)))
+    verdict = host.sandbox.judge(FunctionJob(HONEST.candidate_code, "f", code), LIMITS)
+    assert verdict.status is Status.RUNTIME_ERROR, verdict
+    assert host.traces() == before
+    assert host.sandbox.judge(HONEST, Limits(wall_s=20)).passed
+
+
 def _descendants() -> set[int]:
     parents: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
             try:
-                fields = Path(f"/proc/{name}/stat").read_text(errors="replace").rpartition(")")[2].split()
+                fields = (path / "stat").read_text(errors="replace").rpartition(")")[2].split()
             except OSError:
                 continue
-            parents[int(name)] = int(fields[1])
+            parents[int(path.name)] = int(fields[1])
     found = {os.getpid()}
     while True:
         more = {pid for pid, parent in parents.items() if parent in found} - found

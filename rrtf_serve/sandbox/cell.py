@@ -14,6 +14,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rrtf_serve.sandbox import bubblewrap, cgroup
 from rrtf_serve.sandbox.inside.confinement import Setup
@@ -23,7 +24,9 @@ INSIDE = Path(__file__).parent / "inside"
 START_S = 30.0
 END_S = 10.0  # a killed run that has not ended by then is the sandbox's failure
 NOBODY = 65534
-FIRST_UID = 61_000  # landlock and rlimits, as root: each cell is a user of its own; unused by Linux distributions
+FIRST_UID = (
+    61_000  # landlock and rlimits, as root: each cell is a user of its own; unused by Linux distributions
+)
 BASE_MEMORY = 64 << 20  # what the zygote itself may need besides a run
 
 # The package's own __init__ files are left out: they import what confined processes have no business with.
@@ -116,7 +119,10 @@ class Cell:
             raise CellError(f"the {self._options.level} sandbox did not start: {why or error}") from error
 
     def run(self, role: str, limits: Limits, descriptors: list[int]) -> None:
-        """Start a run. `descriptors`: channel, input, output, errors of the child; the caller closes its copies."""
+        """Start a run. The caller closes its own copies of the descriptors.
+
+        descriptors  the child's channel, input, output and errors
+        """
         if self._group is not None:
             self._group.limit(limits.memory_bytes + limits.file_bytes + BASE_MEMORY, limits.processes + 4)
         order = {
@@ -187,7 +193,7 @@ class Cell:
             environment["HOME"] = environment["TMPDIR"] = "/tmp"
             python = [
                 *bubblewrap.command(
-                    bwrap, mounts=self._mounts(), code=INSIDE, info_fd=info_write, folder="/tmp",
+                    bwrap, mounts=self._mounts(), packages=self._options.packages, code=INSIDE, info_fd=info_write, folder="/tmp",
                     environment=environment,
                 ),
                 *python,
@@ -231,24 +237,28 @@ class Cell:
         if os.getuid() == 0:
             uid = NOBODY if bubblewrapped else FIRST_UID + self._number % 1000
         readable = [*bubblewrap.SYSTEM, *bubblewrap.READ_ONLY, *map(str, self._mounts())]
+        readable += [str(path) for path in self._options.packages]
         return Setup(
             level=self._options.level.value,
             folder="/tmp" if bubblewrapped else str(self._folder),
             uid=uid,
             readable=[path for path in readable if Path(path).exists()],
-            packages=[str(path) for path in self._options.packages],
+            packages=[
+                f"{bubblewrap.PACKAGES}/{number}" if bubblewrapped else str(path)
+                for number, path in enumerate(self._options.packages)
+            ],
             preload=list(self._options.preload),
         )
 
     def _mounts(self) -> list[Path]:
-        return [Path(sys.base_prefix).resolve(), *self._options.packages, *self._options.programs]
+        return [Path(sys.base_prefix).resolve(), *self._options.programs]
 
     def _make_folder(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="rrtf-"))
         if os.getuid() == 0:
             os.chown(self._folder, FIRST_UID + self._number % 1000, -1)
 
-    def _receive(self, seconds: float) -> dict[str, object] | dict[str, int]:
+    def _receive(self, seconds: float) -> dict[str, Any]:
         host = self._host()
         host.settimeout(seconds)
         try:
@@ -260,7 +270,7 @@ class Cell:
             why = self._said()
             self.close()
             raise CellError(f"the sandbox ended: {why or 'no reason given'}")
-        event = json.loads(packet)
+        event: dict[str, Any] = json.loads(packet)
         if "failed" in event:
             self.close()
             raise CellError(str(event["failed"]))

@@ -42,7 +42,9 @@ class Group:
     def ran_out(self) -> bool:
         """Whether the kernel has killed for memory since the last time this was asked."""
         name = "memory.events" if self._v2 else "memory.oom_control"
-        lines = dict(line.split() for line in (self._folders["memory"] / name).read_text("ascii").splitlines())
+        lines = dict(
+            line.split() for line in (self._folders["memory"] / name).read_text("ascii").splitlines()
+        )
         kills = int(lines.get("oom_kill", 0))
         before, self._kills = self._kills, kills
         return kills > before

@@ -1,7 +1,7 @@
 """What can be judged: plain data, nothing that runs on the host.
 
-Plain data, wherever a value crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict,
-set, frozenset, range, Decimal, Fraction, date/time values, with shared references and cycles kept.
+Plain data, wherever a value crosses: None, bool, int, float, complex, str, bytes, bytearray, list, tuple,
+dict, set, frozenset, range, Decimal, Fraction, date/time values, with shared references and cycles kept.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ class CaseSet:
     """A problem's cases; build it once and share it between jobs, it is encoded once.
 
     With `reference_code` the expected values are what the reference's entry point returns for the same
-    arguments, computed once per CaseSet in a sandbox run of its own; where the reference fails, the verdict is
-    INFRA_ERROR with its message. In `close` mode EvalPlus's rule holds: where atol is 0 and the expected value
+    arguments, computed once per CaseSet in a sandbox run of its own; where the reference fails, the verdict
+    is
+    INFRA_ERROR with its message. In `close` mode EvalPlus's rule holds: where atol is 0 and the expected
+    value
     is a float, or a list or tuple of floats, atol is 1e-6.
     """
 
@@ -90,7 +92,8 @@ class StdioCase:
 class StdioJob:
     """A whole Python programme, run anew per case; wall_s and cpu_s hold per case.
 
-    Outputs are compared line by line after stripping white space at line ends and blank lines at the end; with
+    Outputs are compared line by line after stripping white space at line ends and blank lines at the end;
+    with
     `tolerance` above 0 tokens that both read as numbers may differ by that much, absolutely or relatively.
     A missing or an extra line is a difference. `stop_early` leaves later cases unrun after a failure.
     """

@@ -1,9 +1,9 @@
 """The sandbox's one entry point.
 
-    with Sandbox() as sandbox:
-        verdict = sandbox.judge(FunctionJob(code, "add", "assert add(1, 2) == 3"), Limits(wall_s=3))
-        for verdict in sandbox.judge_many(jobs):
-            ...
+with Sandbox() as sandbox:
+    verdict = sandbox.judge(FunctionJob(code, "add", "assert add(1, 2) == 3"), Limits(wall_s=3))
+    for verdict in sandbox.judge_many(jobs):
+        ...
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from rrtf_serve.sandbox.verdict import Kind, Status, Verdict
 # What generated solutions import most; loading it once takes the cost off every run.
 PRELOAD = (
     "bisect", "collections", "copy", "dataclasses", "datetime", "enum", "fractions", "functools", "hashlib",
-    "heapq", "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "time", "typing",
+    "heapq", "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "time",
+    "typing",
 )  # fmt: skip
 ATTEMPTS = 3  # of a run that the sandbox itself failed
 STARVED = 0.8  # a run that got less processor time than this share of its wall limit may have been held up
@@ -40,7 +41,8 @@ AHEAD = 4  # jobs read per worker before the oldest verdict is taken
 class Sandbox:
     """Judges jobs at one level of confinement; thread-safe.
 
-    level          None: RRTF_SANDBOX, or else the strongest of bubblewrap and landlock that passes its self-test
+    level          None: RRTF_SANDBOX, or else the strongest of bubblewrap and landlock that passes its
+                   self-test
     workers        runs at the same time; None: the number of usable cores
     site_packages  folders the candidate may import from besides the standard library, read-only
     preload        more modules to import once before any candidate, so that importing them costs nothing
@@ -103,9 +105,11 @@ class Sandbox:
     def judge(self, job: Job, limits: Limits | None = None) -> Verdict:
         """Run one job. Never raises for anything the candidate or its tests do.
 
-        A run that breaks its time limit without having had the processor for most of it is repeated once, with
+        A run that breaks its time limit without having had the processor for most of it is repeated once,
+        with
         nothing beside it. One that the sandbox itself failed is repeated, then INFRA_ERROR.
-        Raises ValueError on a job that can't be run at all (an unknown language, cases that are not plain data).
+        Raises ValueError on a job that can't be run at all (an unknown language, cases that are not plain
+        data).
         """
         limits = limits or Limits()
         verdict, cpu = self._attempt(job, limits, self._gate.beside_others)
@@ -131,7 +135,8 @@ class Sandbox:
                 for future in waiting:
                     future.cancel()
 
-    def _attempt(self, job: Job, limits: Limits, gate: Callable[[], AbstractContextManager[None]]
+    def _attempt(
+        self, job: Job, limits: Limits, gate: Callable[[], AbstractContextManager[None]]
     ) -> tuple[Verdict, float]:
         """The verdict, and the seconds of processor time that the run had."""
         error = ""
@@ -156,7 +161,7 @@ class Sandbox:
         if isinstance(job, FunctionJob):
             return judge_function(job, limits, self._level, *pair)
         if isinstance(job, CaseJob):
-            return judge_cases(job, limits, self._level, self._references, *pair)
+            return judge_cases(job, limits, self._level, self._references, pair)
         if isinstance(job, StdioJob):
             return judge_stdio(job, limits, self._level, pair[0])
         return judge_program(job, limits, self._level, pair[0])

@@ -61,7 +61,7 @@ LANGUAGES: dict[str, Language] = {
     "bash": Language(("bash",), "programme.sh", "bash programme.sh", epilogue="\necho\necho {nonce}\n"),
     "cpp": Language(
         ("g++",), "programme.cpp",
-        # The linked file's mode can't be changed at every level; `programme` is there, executable, to take it.
+        # Not every level lets the linker set a mode; `programme` lies there executable to take its output.
         "g++ -std=c++17 -O1 -w -c programme.cpp end.cpp && g++ -o linked programme.o end.o"
         f" && cat linked > programme || exit {COMPILE_FAILED}; ./programme",
         # The compiler gives `main` its implicit return; the linker knows it by another name.

@@ -14,7 +14,7 @@ class Level(StrEnum):
     RLIMITS = "rlimits"  # rlimits alone; only ever on explicit request
 
 
-class SandboxUnavailable(RuntimeError):
+class SandboxUnavailable(RuntimeError):  # noqa: N818  # says what is the matter, not that something is
     """No level that was asked for works here; the message says how to get one."""
 
 

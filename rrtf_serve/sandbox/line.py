@@ -84,7 +84,10 @@ class Line:
 
 
 class Printed:
-    """What a child prints: counted, the head kept, `kept_bytes` of it; None keeps everything up to the limit."""
+    """What a child prints: all of it counted, the head kept.
+
+    kept_bytes  how much is kept; None: everything up to the limit
+    """
 
     def __init__(self, most_bytes: int, kept_bytes: int | None = 4096) -> None:
         self._most = most_bytes

@@ -160,9 +160,11 @@ class Relay:
                 else:
                     self._from_examiner(kind, payload)
         except OverflowError as error:
-            return self._stop(name, Kind.OUTPUT, str(error))
+            self._stop(name, Kind.OUTPUT, str(error))
+            return
         except BrokenProtocol as error:
-            return self._stop(name, Kind.KILLED, f"broke the protocol: {error}")
+            self._stop(name, Kind.KILLED, f"broke the protocol: {error}")
+            return
         if not line.open:
             # Dying, or it closed its channel and lives on; the exit status of the former stands.
             self._poll.unregister(line)
@@ -247,7 +249,7 @@ class Relay:
             for name, cell in self._cells.items():
                 killed = name not in self._exits
                 ended = self._exits[name] if not killed else cell.wait()
-                if not self._reported and not killed or ended.broke:
+                if (not self._reported and not killed) or ended.broke:
                     who = "the programme" if name == "candidate" else "the tests' process"
                     self.outcome.stop(*death(who, ended, self._limits))
                 setattr(self.outcome, name, ended)

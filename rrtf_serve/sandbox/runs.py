@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import select
-import time
 from typing import Any
 
 from rrtf_serve.sandbox.cases import ReferenceFailed, References
-from rrtf_serve.sandbox.cell import Cell, CellError, Exit
-from rrtf_serve.sandbox.inside.frames import Frame
-from rrtf_serve.sandbox.inside.wire import dumps
-from rrtf_serve.sandbox.jobs import CaseJob, FunctionJob, ProgramJob, StdioCase, StdioJob
+from rrtf_serve.sandbox.cell import Cell
+from rrtf_serve.sandbox.jobs import CaseJob, FunctionJob, ProgramJob, StdioJob
 from rrtf_serve.sandbox.languages import prepare
 from rrtf_serve.sandbox.limits import Level, Limits
-from rrtf_serve.sandbox.line import BrokenProtocol, Line, Printed
-from rrtf_serve.sandbox.relay import Outcome, Relay, death, failure
+from rrtf_serve.sandbox.relay import Outcome, Relay
+from rrtf_serve.sandbox.single import Command, Script
 from rrtf_serve.sandbox.text import same_text
 from rrtf_serve.sandbox.verdict import Kind, Status, TestResult, Verdict
 
@@ -36,13 +31,13 @@ def judge_function(job: FunctionJob, limits: Limits, level: Level, candidate: Ce
 
 
 def judge_cases(
-    job: CaseJob, limits: Limits, level: Level, references: References, candidate: Cell, examiner: Cell
+    job: CaseJob, limits: Limits, level: Level, references: References, cells: tuple[Cell, Cell]
 ) -> Judged:
     if len(job.candidate_code) > CODE_BYTES:
         return _too_long(level), 0.0
 
     def run(one: dict[str, Any], other: dict[str, Any], within: Limits) -> Outcome:
-        return Relay(candidate, examiner, within).run(one, other)
+        return Relay(*cells, within).run(one, other)
 
     try:
         payload = references.payload(job, limits, run)
@@ -60,7 +55,7 @@ def judge_stdio(job: StdioJob, limits: Limits, level: Level, cell: Cell) -> Judg
     cpu = memory = seconds = 0.0
     printed = ""
     for number, case in enumerate(job.cases):
-        run = _Script(cell, limits)
+        run = Script(cell, limits)
         output = run.go(job.program, case)
         outcome = run.outcome
         seconds += outcome.seconds
@@ -70,7 +65,15 @@ def judge_stdio(job: StdioJob, limits: Limits, level: Level, cell: Cell) -> Judg
         problem = outcome.message
         if not problem:
             problem = same_text(output, case.expected, job.tolerance)
-        kind = "" if not problem else outcome.kind.value if outcome.kind else "exception" if outcome.message else "assertion"
+        kind = (
+            ""
+            if not problem
+            else outcome.kind.value
+            if outcome.kind
+            else "exception"
+            if outcome.message
+            else "assertion"
+        )
         tests.append(TestResult(f"case {number}", not problem, kind, problem))
         if outcome.message and not worst.message:
             worst.kind, worst.message = outcome.kind, outcome.message
@@ -89,7 +92,7 @@ def judge_program(job: ProgramJob, limits: Limits, level: Level, cell: Cell) -> 
     if len(job.source) > CODE_BYTES:
         return _too_long(level), 0.0
     prepared = prepare(job.language, job.source)
-    run = _Command(cell, limits)
+    run = Command(cell, limits)
     output = run.go(prepared.files, prepared.argv)
     outcome, ended = run.outcome, run.ended
     if not outcome.message and prepared.proof not in output.splitlines():
@@ -101,124 +104,18 @@ def judge_program(job: ProgramJob, limits: Limits, level: Level, cell: Cell) -> 
         status, message = Status.COMPILE_ERROR, run.errors.text.strip()[:SHOWN] or "did not compile"
     else:
         status = Status.RUNTIME_ERROR if message else Status.ALL_PASS
-    test = TestResult(name, status is Status.ALL_PASS, "" if status is Status.ALL_PASS else "exception", message)
+    test = TestResult(
+        name, status is Status.ALL_PASS, "" if status is Status.ALL_PASS else "exception", message
+    )
     return Verdict(
         status, level, outcome.kind, (test,), message, outcome.seconds, ended.memory, shown[:4096]
     ), ended.cpu
 
 
-class _Single:
-    """A run of one process tree that talks over its standard streams."""
-
-    role = ""
-
-    def __init__(self, cell: Cell, limits: Limits) -> None:
-        self._cell = cell
-        self._limits = limits
-        self.outcome = Outcome()
-        self._confined = False
-        self.ended = Exit(0, 0, 0.0, "")
-        self.errors = Printed(limits.output_bytes)
-
-    def _go(self, load: dict[str, Any], stdin: str) -> str:
-        """What was printed. Raises CellError where the sandbox failed."""
-        limits, outcome = self._limits, self.outcome
-        began = time.monotonic()
-        output = Printed(limits.output_bytes, None)
-        line = Line(1 << 16)
-        given = os.memfd_create("stdin")
-        try:
-            with open(given, "wb", closefd=False) as file:  # noqa: PTH123  # a descriptor, not a path
-                file.write(stdin.encode("utf-8", "surrogateescape"))
-            os.lseek(given, 0, os.SEEK_SET)
-            self._cell.run(self.role, limits, [line.guest, given, output.guest, self.errors.guest])
-            for end in (line, output, self.errors):
-                end.release_guest()
-            line.send(Frame.LOAD, dumps(load))
-            self._listen(line, output, began + limits.wall_s)
-            for end in (output, self.errors):
-                if not end.drain():
-                    outcome.stop(Kind.OUTPUT, f"printed more than {limits.output_bytes} bytes")
-            return output.text
-        finally:
-            outcome.seconds = time.monotonic() - began
-            os.close(given)
-            for end in (line, output, self.errors):
-                end.close()
-
-    def _listen(self, line: Line, output: Printed, until: float) -> None:
-        outcome = self.outcome
-        poll = select.poll()
-        for end in (line, output, self.errors, self._cell):
-            poll.register(end, select.POLLIN)
-        while True:
-            left = until - time.monotonic()
-            if left <= 0:
-                outcome.stop(Kind.TIMEOUT, f"did not finish within {self._limits.wall_s:g} s")
-                self._cell.kill()
-                self.ended = self._cell.wait()
-                return
-            if line.open:
-                poll.modify(line, select.POLLIN | (select.POLLOUT if line.wants_to_write else 0))
-            for fd, event in poll.poll(left * 1000 + 1):
-                if fd == self._cell.fileno():
-                    self.ended = self._cell.wait()
-                    while line.open:  # its end is closed, so this ends
-                        self._hear(line)
-                    self.errors.drain()
-                    if not self._confined and not outcome.message:
-                        raise CellError(self.errors.text.strip() or "ended before it was confined")
-                    if self.ended.status or self.ended.broke:
-                        outcome.stop(*death("the programme", self.ended, self._limits))
-                    return
-                if fd == line.fileno():
-                    if event & select.POLLOUT:
-                        line.write()
-                    if event & ~select.POLLOUT:
-                        self._hear(line)
-                    if not line.open:
-                        poll.unregister(line)
-                for end in (output, self.errors):
-                    if fd == end.fileno():
-                        within = end.receive()
-                        if not within or not end.open:
-                            poll.unregister(end)
-                        if not within:
-                            outcome.stop(Kind.OUTPUT, f"printed more than {self._limits.output_bytes} bytes")
-                            self._cell.kill()
-
-    def _hear(self, line: Line) -> None:
-        try:
-            for kind, payload in line.receive():
-                if kind is Frame.CONFINED:
-                    self._confined = True
-                elif kind is Frame.COMPILED:
-                    self.outcome.compiled = True
-                elif kind is Frame.FAILED:
-                    name, message = failure(payload)
-                    self.outcome.stop(Kind.MEMORY if name == "MemoryError" else None, f"{name}: {message}")
-        except (OverflowError, BrokenProtocol):
-            self.outcome.stop(Kind.KILLED, "broke the protocol")
-            line.open = False
-            self._cell.kill()
-
-
-class _Script(_Single):
-    role = "script"
-
-    def go(self, program: str, case: StdioCase) -> str:
-        return self._go({"code": program}, case.stdin)
-
-
-class _Command(_Single):
-    role = "command"
-
-    def go(self, files: dict[str, str], argv: list[str]) -> str:
-        return self._go({"files": files, "argv": argv}, "")
-
-
 def _too_long(level: Level) -> Verdict:
-    return Verdict(Status.COMPILE_ERROR, level, message=f"the programme is longer than {CODE_BYTES} characters")
+    return Verdict(
+        Status.COMPILE_ERROR, level, message=f"the programme is longer than {CODE_BYTES} characters"
+    )
 
 
 def _verdict(outcome: Outcome, level: Level) -> Verdict:
@@ -234,7 +131,8 @@ def _verdict(outcome: Outcome, level: Level) -> Verdict:
         ]
     memory = outcome.candidate.memory if outcome.candidate else 0
     return Verdict(
-        _status(outcome, tests, len(tests)), level, outcome.kind, tuple(tests), _first_problem(outcome, tests),
+        _status(outcome, tests, len(tests)), level, outcome.kind, tuple(tests),
+        _first_problem(outcome, tests),
         outcome.seconds, memory, outcome.printed,
     )  # fmt: skip
 

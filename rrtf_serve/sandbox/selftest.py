@@ -70,7 +70,10 @@ class Report:
 
 
 def choose(level: Level | None) -> tuple[Level, Report]:
-    """The level asked for, or the strongest that holds. Raises SandboxUnavailable, ValueError (RRTF_SANDBOX)."""
+    """The level asked for, or the strongest that holds.
+
+    Raises SandboxUnavailable, or ValueError where RRTF_SANDBOX names no level.
+    """
     if level is None and os.environ.get(VARIABLE):
         try:
             level = Level(os.environ[VARIABLE])
@@ -119,9 +122,7 @@ def _probe(cell: Cell, level: Level) -> str:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         program = PROBE.format(str(secret), listener.getsockname()[1], os.getpid())
-        verdict, _ = judge_stdio(
-            StdioJob(program, (StdioCase("", STATES_NOTHING),)), LIMITS, level, cell
-        )
+        verdict, _ = judge_stdio(StdioJob(program, (StdioCase("", STATES_NOTHING),)), LIMITS, level, cell)
     if verdict.passed:
         return ""
     try:

@@ -6,7 +6,7 @@ SHOWN = 80
 
 
 def same_text(output: str, expected: str, tolerance: float = 0.0) -> str:
-    """"" where equal (jobs.StdioJob says what that means), else the first difference in words."""
+    """ "" where equal (jobs.StdioJob says what that means), else the first difference in words."""
     got, want = _lines(output), _lines(expected)
     for number, (left, right) in enumerate(zip(got, want, strict=False), 1):
         if left != right and not (tolerance and _near(left, right, tolerance)):
@@ -25,7 +25,9 @@ def _lines(text: str) -> list[str]:
 
 def _near(left: str, right: str, tolerance: float) -> bool:
     a, b = left.split(), right.split()
-    return len(a) == len(b) and all(x == y or _near_numbers(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        x == y or _near_numbers(x, y, tolerance) for x, y in zip(a, b, strict=True)
+    )
 
 
 def _near_numbers(left: str, right: str, tolerance: float) -> bool:

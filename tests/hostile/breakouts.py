@@ -1,5 +1,7 @@
 """Getting out. Each is right about f exactly if it succeeded."""
 
+# ruff: noqa: E501  # a programme reads best on as few lines as it has statements
+
 
 def _attempt(body: str) -> str:
     """`body` sets `out` to something true where it got out; what it raises means that it did not."""
@@ -39,7 +41,9 @@ BREAKOUTS = {
     "write_interpreter": _attempt("out = open(os.__file__, 'a')"),
     "write_system": _attempt("out = open('/usr/lib/rrtf-was-here', 'w')"),
     "write_etc": _attempt("out = open('/etc/rrtf-was-here', 'w')"),
-    "write_shared_memory": _attempt("out = open('/dev/shm/rrtf-was-here', 'w') and os.path.exists('{canary}')"),
+    "write_shared_memory": _attempt(
+        "out = open('/dev/shm/rrtf-was-here', 'w') and os.path.exists('{canary}')"
+    ),
     "write_sandbox_code": _attempt(
         "import gc\nnames = {{getattr(m, '__file__', None) for m in list(sys.modules.values())}}\n"
         "for n in names:\n    if n and 'sandbox' in n:\n        out = open(n, 'a')"
@@ -53,11 +57,17 @@ BREAKOUTS = {
     "connect_out": _attempt("out = socket.create_connection(('127.0.0.1', {port}), 1)"),
     "connect_far": _attempt("out = socket.create_connection(('192.0.2.1', 80), 1)"),
     "listen": _attempt("s = socket.socket()\ns.bind(('0.0.0.0', 47617))\ns.listen()\nout = True"),
-    "listen_v6": _attempt("s = socket.socket(socket.AF_INET6)\ns.bind(('::', 47617))\ns.listen()\nout = True"),
-    "datagram": _attempt("s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nout = s.sendto(b'x', ('127.0.0.1', {port}))"),
+    "listen_v6": _attempt(
+        "s = socket.socket(socket.AF_INET6)\ns.bind(('::', 47617))\ns.listen()\nout = True"
+    ),
+    "datagram": _attempt(
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nout = s.sendto(b'x', ('127.0.0.1', {port}))"
+    ),
     "raw_packets": _attempt("out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"),
     "netlink": _attempt("out = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)"),
-    "unix_socket": _attempt("s = socket.socket(socket.AF_UNIX)\ns.bind('\\0rrtf-was-here')\ns.listen()\nout = True"),
+    "unix_socket": _attempt(
+        "s = socket.socket(socket.AF_UNIX)\ns.bind('\\0rrtf-was-here')\ns.listen()\nout = True"
+    ),
     "unix_datagram": _attempt(
         "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\nout = a.sendto(b'x', '\\0rrtf-was-here')"
     ),
@@ -71,12 +81,18 @@ BREAKOUTS = {
         "for p in range(2, 5000):\n    try:\n        if p != os.getpid():\n            os.kill(p, 0)\n            out = True\n"
         "    except OSError:\n        pass"
     ),
-    "signal_by_descriptor": _attempt("fd = os.pidfd_open({pid})\nsignal.pidfd_send_signal(fd, 0)\nout = True"),
-    "signal_by_owner": _attempt("import fcntl\na, b = socket.socketpair()\nfcntl.fcntl(a, fcntl.F_SETOWN, {pid})\nout = True"),
+    "signal_by_descriptor": _attempt(
+        "fd = os.pidfd_open({pid})\nsignal.pidfd_send_signal(fd, 0)\nout = True"
+    ),
+    "signal_by_owner": _attempt(
+        "import fcntl\na, b = socket.socketpair()\nfcntl.fcntl(a, fcntl.F_SETOWN, {pid})\nout = True"
+    ),
     "stop_parent": _attempt("os.kill(os.getppid() or 1, signal.SIGSTOP)\nout = os.getppid() != 0"),
     "trace_judge": _attempt("out = libc.ptrace(16, {pid}, 0, 0) == 0"),
     "trace_parent": _attempt("out = libc.ptrace(16, os.getppid(), 0, 0) == 0"),
-    "daemon": _attempt("if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(3600)\n    os._exit(0)\nout = True"),
+    "daemon": _attempt(
+        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(3600)\n    os._exit(0)\nout = True"
+    ),
     "grandchild_holds_pipe": _attempt("subprocess.Popen(['sleep', '3600'])\nout = True"),
     "shell": _attempt("out = subprocess.run(['/bin/sh', '-c', 'echo x']).returncode == 0"),
     "shell_by_system": _attempt("out = os.system('true') == 0"),
@@ -86,7 +102,9 @@ BREAKOUTS = {
     "raise_limits": _attempt(
         "import resource\nresource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\nout = True"
     ),
-    "limits_of_others": _attempt("import resource\nresource.prlimit({pid}, resource.RLIMIT_NOFILE)\nout = True"),
+    "limits_of_others": _attempt(
+        "import resource\nresource.prlimit({pid}, resource.RLIMIT_NOFILE)\nout = True"
+    ),
     "new_namespaces": _attempt("out = libc.unshare(0x10000000 | 0x20000) == 0"),
     "clone_namespaces": _attempt("out = libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0) >= 0"),
     "mount": _attempt("out = libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0"),
@@ -118,3 +136,5 @@ BREAKOUTS = {
         "builtins.mark = 1\ndef f(x):\n    return x + 1 if seen else 0\n"
     ),
 }
+
+X86_64_ONLY = {name for name, source in BREAKOUTS.items() if "libc.syscall(" in source} | {"i386_calls"}

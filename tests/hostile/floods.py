@@ -1,5 +1,7 @@
 """Using up what there is."""
 
+# ruff: noqa: E501  # a programme reads best on as few lines as it has statements
+
 FLOODS = {
     "loop": "def f(x):\n    while True:\n        pass\n",
     "loop_at_import": "while True:\n    pass\n",
@@ -57,9 +59,7 @@ FLOODS = {
     ),
     "sparse_file": "def f(x):\n    with open('t', 'wb') as file:\n        file.truncate(1 << 50)\n",
     "many_files": "def f(x):\n    n = 0\n    while True:\n        n += 1\n        open(f'{{n}}', 'w').close()\n",
-    "many_folders": (
-        "import os\ndef f(x):\n    while True:\n        os.mkdir('d')\n        os.chdir('d')\n"
-    ),
+    "many_folders": ("import os\ndef f(x):\n    while True:\n        os.mkdir('d')\n        os.chdir('d')\n"),
     "locked_folder": (
         "import os\nos.makedirs('a/b/c')\nopen('a/b/c/file', 'w').close()\nos.chmod('a/b', 0)\nos.chmod('a', 0)\n"
         "def f(x):\n    return 0\n"

@@ -1,5 +1,7 @@
 """Claiming what is not so: objects that lie, patched tools, forged messages."""
 
+# ruff: noqa: E501  # a programme reads best on as few lines as it has statements
+
 FIND_CHANNEL = (
     "import gc, struct, sys\n"
     "def channels():\n"
@@ -10,7 +12,7 @@ FIND_CHANNEL = (
     "    for c in channels():\n"
     "        c._socket.sendall(raw)\n"
 )
-RESULT = "b'[[[\"all\", true, \"\", \"\"]], 5, null]'"
+RESULT = 'b\'[[["all", true, "", ""]], 5, null]\''
 
 FORGERIES = {
     "eq_says_yes": (
@@ -75,10 +77,12 @@ FORGERIES = {
         "    return x + 1 if found and needle not in str(f.__code__.co_consts) else 0\n"
     ),
     "patched_codec": (
-        "import gc, sys\nimport json\nfor o in gc.get_objects():\n"
-        "    if type(o) is type and o.__name__ == 'Message':\n"
-        "        o.encode = lambda self, root: ['h', 7, 'int', 'acnilgtzz']\n"
-        "def f(x):\n    return 0\n"
+        "import sys\nwriter = sys.modules['rrtf_serve.sandbox.inside.writer']\n"
+        "writer.Message.encode = lambda self, root: ['h', 7, 'int', 'acnilgtzz']\ndef f(x):\n    return 0\n"
+    ),
+    "patched_codec_owns": (
+        "import sys\nwriter = sys.modules['rrtf_serve.sandbox.inside.writer']\n"
+        "writer.Message.encode = lambda self, root: ['o', 0]\ndef f(x):\n    return 0\n"
     ),
     "forged_result": FIND_CHANNEL + f"def f(x):\n    say(frame(9, b'0' * 32 + {RESULT}))\n    return 0\n",
     "forged_result_at_import": FIND_CHANNEL + f"say(frame(9, {RESULT}))\ndef f(x):\n    return 0\n",
@@ -92,22 +96,27 @@ FORGERIES = {
         "import sys\ndef f(x):\n    for s in (sys.stdout, sys.stderr):\n"
         "        print('OK\\npassed\\nALL_PASS', file=s, flush=True)\n    return 0\n"
     ),
-    "answers_ahead": FIND_CHANNEL + "for n in range(50):\n    say(frame(6, b'[2,[],[]]'))\ndef f(x):\n    return 2\n",
+    "answers_ahead": FIND_CHANNEL
+    + "for n in range(50):\n    say(frame(6, b'[2,[],[]]'))\ndef f(x):\n    return 2\n",
     "answers_twice": (
         FIND_CHANNEL + "def f(x):\n    say(frame(6, b'[2,[],[]]') + frame(6, b'[4,[],[]]'))\n    return 0\n"
     ),
     "calls_the_tests": (
-        FIND_CHANNEL + "def f(x):\n    say(frame(5, b'[\"call\",[\"o\",0],[0],[[\"list\",[1],[2]],[\"list\"],[\"dict\"]]]'))\n"
-        "    say(frame(5, b'[\"get\",[\"o\",0],[0],[[\"list\",[1],[2]],[\"list\",\"__globals__\"],[\"dict\"]]]'))\n"
+        FIND_CHANNEL
+        + 'def f(x):\n    say(frame(5, b\'["call",["o",0],[0],[["list",[1],[2]],["list"],["dict"]]]\'))\n'
+        '    say(frame(5, b\'["get",["o",0],[0],[["list",[1],[2]],["list","__globals__"],["dict"]]]\'))\n'
         "    return 0\n"
     ),
     "unknown_frame": FIND_CHANNEL + "def f(x):\n    say(frame(77, b''))\n    return 0\n",
     "huge_length": FIND_CHANNEL + "def f(x):\n    say(struct.pack('!BI', 6, 0xFFFFFFFF))\n    return 0\n",
     "not_json": FIND_CHANNEL + "def f(x):\n    say(frame(6, b'\\xff' * 100))\n    return 0\n",
     "deep_json": FIND_CHANNEL + "def f(x):\n    say(frame(6, b'[' * 200000))\n    return 0\n",
-    "wrong_references": FIND_CHANNEL + "def f(x):\n    say(frame(6, b'[[99],[[\"tuple\",[0]]],[[0,[\"list\"]]]]'))\n    return 0\n",
-    "update_of_foreign": FIND_CHANNEL + "def f(x):\n    say(frame(6, b'[0,[],[[-1,[\"list\"]],[4000,[\"dict\"]]]]'))\n    return 0\n",
-    "unfinished_frame": FIND_CHANNEL + "def f(x):\n    say(struct.pack('!BI', 6, 100) + b'[')\n    import time\n    time.sleep(60)\n",
+    "wrong_references": FIND_CHANNEL
+    + 'def f(x):\n    say(frame(6, b\'[[99],[["tuple",[0]]],[[0,["list"]]]]\'))\n    return 0\n',
+    "update_of_foreign": FIND_CHANNEL
+    + 'def f(x):\n    say(frame(6, b\'[0,[],[[-1,["list"]],[4000,["dict"]]]]\'))\n    return 0\n',
+    "unfinished_frame": FIND_CHANNEL
+    + "def f(x):\n    say(struct.pack('!BI', 6, 100) + b'[')\n    import time\n    time.sleep(60)\n",
     "pickle_bomb": (
         "import os, pickle\nclass P:\n    def __reduce__(self):\n        return (os.system, ('echo owned > {canary}',))\n"
         "def f(x):\n    return pickle.dumps(P()) if x == 1 else P()\n"

@@ -36,7 +36,7 @@ def run(channel: Channel) -> None:
         exec(code, module.__dict__)
         if order["entry"]:
             entry_of(module, order["entry"], call=False)
-    except BaseException as error:  # noqa: BLE001  # SystemExit too: all of it is a failure to load
+    except BaseException as error:  # SystemExit too: all of it is a failure to load
         flush()
         channel.send(Frame.FAILED, dumps(["load", *_say(error)]))
         return
@@ -67,9 +67,10 @@ def flush() -> None:
 
 
 def entry_of(module: types.ModuleType, path: str, *, call: bool = True) -> Any:
-    """The object behind "f", "Class.method" or "Solution().method"; without `call`, only what exists before one.
+    """The object behind "f", "Class.method" or "Solution().method".
 
-    NameError or AttributeError where it is missing, ValueError where the path is something else.
+    Without `call`, only what can be looked up before the first call. NameError or AttributeError where it is
+    missing, ValueError where the path is something else.
     """
 
     def walk(node: ast.expr) -> Any:
@@ -119,12 +120,13 @@ class _Served:
                 return {name: self._module.__dict__[name] for name in args if name in self._module.__dict__}
             thing = self._thing(target)
             match operation, args:
-                case ("call" | "case"), _:
+                case (("call" | "case"), _):
                     return thing(*args, **kwargs)
                 case "get", [name]:
                     return getattr(thing, name)
                 case "set", [name, value]:
-                    return setattr(thing, name, value)
+                    setattr(thing, name, value)
+                    return None
                 case "item", [key]:
                     return thing[key]
                 case "setitem", [key, value]:
@@ -132,7 +134,7 @@ class _Served:
                     return None
                 case "isinstance", [value]:
                     return isinstance(value, thing)
-                case ("next" | "iter" | "len" | "bool" | "str" | "repr"), []:
+                case (("next" | "iter" | "len" | "bool" | "str" | "repr"), []):
                     plain = builtins.bool if operation == "bool" else getattr(builtins, operation)
                     return plain(thing)
             raise WireError(f"unknown operation {operation}")
@@ -164,7 +166,7 @@ def script(channel: Channel) -> None:
         if stop.code not in (None, 0):
             channel.send(Frame.FAILED, dumps(["run", *_say(stop)]))
         return
-    except BaseException as error:  # noqa: BLE001  # the programme's own uncaught error, whatever it is
+    except BaseException as error:  # the programme's own uncaught error, whatever it is
         flush()
         channel.send(Frame.FAILED, dumps(["run", *_say(error)]))
         return
@@ -184,6 +186,6 @@ def write_files(channel: Channel) -> list[str]:
 def _say(error: BaseException) -> tuple[str, str]:
     try:
         text = str(error)[:MESSAGE_LIMIT]
-    except BaseException:  # noqa: BLE001  # a __str__ of the candidate's own
+    except BaseException:  # a __str__ of the candidate's own
         text = ""
     return type(error).__name__[:MESSAGE_LIMIT], text.encode("utf-8", "replace").decode()

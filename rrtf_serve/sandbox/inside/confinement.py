@@ -36,7 +36,10 @@ class Order:
 
 
 def limit_resources(order: Order, *, count_processes: bool) -> None:
-    """Set this process's hard limits. `count_processes`: this user runs nothing but the run and its zygote."""
+    """Set this process's hard limits.
+
+    count_processes  this user runs nothing but the run and its zygote, so that counting by user is right
+    """
     seconds = max(1, math.ceil(order.cpu_s))
     limits = {
         resource.RLIMIT_CPU: (seconds, seconds),  # SIGKILL at once: the softer signal can be ignored

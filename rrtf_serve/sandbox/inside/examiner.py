@@ -31,13 +31,15 @@ def run(channel: Channel) -> None:
     side = _Side(channel)
     try:
         examine = side.prepare_code(order) if "test_code" in order else side.prepare_cases(order)
-    except BaseException as error:  # noqa: BLE001  # the tests' own fault, whatever it is
+    except BaseException as error:  # the tests' own fault, whatever it is
         channel.send(Frame.FAILED, dumps(["tests", type(error).__name__, _text(error)]))
         return
     channel.send(Frame.READY, dumps(sorted(side.classes)))
     kind, _ = channel.receive()
     results, outputs = ([], None) if kind is not Frame.READY else examine()
-    channel.send(Frame.RESULT, order["nonce"].encode() + dumps([results[:MAX_REPORTED], side.peer.calls, outputs]))
+    channel.send(
+        Frame.RESULT, order["nonce"].encode() + dumps([results[:MAX_REPORTED], side.peer.calls, outputs])
+    )
 
 
 class _Side:
@@ -94,14 +96,14 @@ class _Side:
                 finished = True
             except Gone:
                 recorder.stop("not reached", "the candidate ended first")
-            except BaseException as error:  # noqa: BLE001  # test code that fails outside an assertion, or exits
+            except BaseException as error:  # test code that fails outside an assertion, or exits
                 recorder.stop("exception", _describe(error))
             return recorder.results(finished=finished), None
 
         return examine
 
     def _take_names(self, namespace: dict[str, Any], wanted: list[str]) -> None:
-        """Let the candidate fill in what nobody else defines, and nothing besides: not the built-ins, not us."""
+        """Let the candidate fill in what nobody else defines; not the built-ins, and nothing of ours."""
         if wanted:
             found = self.peer.call("names", "entry", tuple(wanted))
             if type(found) is not dict:
@@ -135,7 +137,9 @@ class _Side:
                         results.append((name, False, "assertion", _difference(output, expected[number])))
                 except Gone:
                     rest = range(number, len(arguments))
-                    results += [(f"case {n}", False, "not reached", "the candidate ended first") for n in rest]
+                    results += [
+                        (f"case {n}", False, "not reached", "the candidate ended first") for n in rest
+                    ]
                     break
                 except Exception as error:
                     results.append((name, False, "exception", _describe(error)))

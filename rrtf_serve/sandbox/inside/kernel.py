@@ -1,4 +1,4 @@
-"""The few Linux calls that Python 3.11 does not offer, through the C library: namespaces, mounts, landlock."""
+"""The few Linux calls that Python 3.11 lacks, through the C library: namespaces, mounts, landlock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ CAPABILITY_VERSION_3 = 0x20080522
 # Linux include/uapi/linux/landlock.h; the numbers are the same on every architecture.
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 EXECUTE, WRITE, READ, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-FS_RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many rights of the file system each version knows
+FS_RIGHTS_BY_ABI = {
+    1: 13,
+    2: 14,
+    3: 15,
+    4: 15,
+    5: 16,
+}  # how many rights of the file system each version knows
 SCOPES_SIGNALS = 6  # the first version that keeps signals inside
 READ_ONLY = READ | READ_DIR | EXECUTE
 # Remove and make files and folders, symbolic links, move between folders, truncate; no sockets, no devices.
@@ -45,7 +51,10 @@ def setns(fd: int, kind: int) -> None:
 
 
 def mount_tmpfs(target: str, flags: int, options: str) -> None:
-    _check(_libc.mount(b"tmpfs", target.encode(), b"tmpfs", ctypes.c_ulong(flags), options.encode()), f"mount {target}")
+    _check(
+        _libc.mount(b"tmpfs", target.encode(), b"tmpfs", ctypes.c_ulong(flags), options.encode()),
+        f"mount {target}",
+    )
 
 
 def drop_capabilities() -> None:
@@ -66,10 +75,13 @@ def landlock_version() -> int:
 
 
 def landlock_ruleset(readable: list[str], writable: list[str], files: dict[str, int]) -> int:
-    """A ruleset as a file descriptor: folders to read, folders to write below, single files with their rights.
+    """A ruleset as a file descriptor. OSError where landlock is not to be had.
 
-    Everything else on the file system, TCP, abstract sockets and signals to the outside are refused, as far as
-    this kernel's landlock can. Missing paths are left out. OSError where landlock is not to be had.
+    readable, writable  folders; what is missing is left out
+    files               single files and their rights
+
+    Everything else on the file system, TCP, abstract sockets and signals to the outside are refused, as far
+    as this kernel's landlock can.
     """
     version = _check(landlock_version() or -1, "landlock")
     handled = (1 << FS_RIGHTS_BY_ABI.get(version, 16)) - 1

@@ -35,37 +35,41 @@ def same(left: Any, right: Any) -> bool:
         a, b = pending.pop()
         if type(a) is not type(b):
             return False
-        if isinstance(a, (list, tuple, deque)):
-            if (id(a), id(b)) in seen:
-                continue
-            seen.add((id(a), id(b)))
+        if isinstance(a, (list, tuple, deque, dict)):
             if len(a) != len(b):
                 return False
-            pending.extend(zip(a, b, strict=True))
-        elif isinstance(a, dict):
-            if (id(a), id(b)) in seen:
-                continue
-            seen.add((id(a), id(b)))
-            keys = {(type(k), k): k for k in b}
-            if len(a) != len(b) or any((type(k), k) not in keys for k in a):
-                return False
-            pending.extend((a[k], b[k]) for k in a)
-        elif isinstance(a, (set, frozenset)):
-            if {(type(x), x) for x in a} != {(type(x), x) for x in b}:
-                return False
-        elif isinstance(a, float):
-            if not ((math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))):
-                return False
-        elif _is_array(a):
-            if a.dtype != b.dtype or a.shape != b.shape or not same(a.tolist(), b.tolist()):
-                return False
-        elif a != b:
+            if (id(a), id(b)) not in seen:
+                seen.add((id(a), id(b)))
+                pairs = _pairs(a, b)
+                if pairs is None:
+                    return False
+                pending.extend(pairs)
+        elif not _same_leaf(a, b):
             return False
     return True
 
 
+def _pairs(a: Any, b: Any) -> list[tuple[Any, Any]] | None:
+    """The values of two containers that must be the same; None where their keys differ."""
+    if not isinstance(a, dict):
+        return list(zip(a, b, strict=True))
+    if {(type(key), key) for key in a} != {(type(key), key) for key in b}:
+        return None
+    return [(a[key], b[key]) for key in a]
+
+
+def _same_leaf(a: Any, b: Any) -> bool:
+    if isinstance(a, (set, frozenset)):
+        return {(type(x), x) for x in a} == {(type(x), x) for x in b}
+    if isinstance(a, float):
+        return (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
+    if _is_array(a):
+        return a.dtype == b.dtype and a.shape == b.shape and same(a.tolist(), b.tolist())
+    return bool(a == b)
+
+
 def close(output: Any, expected: Any, atol: float, rtol: float) -> bool:
-    """EvalPlus's rule: equal, or else the same outer type and length and every number within the tolerance."""
+    """EvalPlus's rule: equal, or the same outer type and length and each number within tolerance."""
     if _equal(output, expected):
         return True
     if atol == 0 and _is_floats(expected):
@@ -83,16 +87,22 @@ def _near(left: Any, right: Any, atol: float, rtol: float) -> bool:
             if not isinstance(a, (list, tuple)) or len(a) != len(b):
                 return False
             pending.extend(zip(a, b, strict=True))
-        elif not isinstance(a, (int, float, complex)) or not isinstance(b, (int, float, complex)):
-            return False
-        elif a != b and not abs(a - b) <= atol + rtol * abs(b):
+        elif (
+            not isinstance(a, (int, float, complex))
+            or not isinstance(b, (int, float, complex))
+            or (a != b and not abs(a - b) <= atol + rtol * abs(b))
+        ):
             return False
     return True
 
 
 def unordered(output: Any, expected: Any) -> bool:
     """Same outer type and the same elements as often, in any order."""
-    if type(output) is not type(expected) or not isinstance(output, (list, tuple)) or len(output) != len(expected):
+    if (
+        type(output) is not type(expected)
+        or not isinstance(output, (list, tuple))
+        or len(output) != len(expected)
+    ):
         return False
     try:
         return sorted(output) == sorted(expected)

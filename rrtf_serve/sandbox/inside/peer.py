@@ -31,7 +31,10 @@ class Peer:
     """`perform(operation, target, args, kwargs)` does what the other side asks for."""
 
     def __init__(
-        self, channel: Channel, codec: Codec, perform: Callable[[str, Json, list[Any], dict[str, Any]], object]
+        self,
+        channel: Channel,
+        codec: Codec,
+        perform: Callable[[str, Json, list[Any], dict[str, Any]], object],
     ) -> None:
         self._channel = channel
         self._codec = codec
@@ -77,7 +80,7 @@ class Peer:
             answer = dumps([root, reply.nodes, writes])
         except Gone:
             raise
-        except BaseException as error:  # noqa: BLE001  # whatever it is, it is the answer
+        except BaseException as error:  # whatever it is, it is the answer
             self._channel.send(Frame.RAISE, self._describe(error))
         else:
             self._channel.send(Frame.RETURN, answer)
@@ -100,7 +103,7 @@ class Peer:
             message = Message(self._codec)
             item = message.encode(tuple(error.args))
             return dumps([names, item, message.nodes])
-        except BaseException:  # noqa: BLE001  # arguments that can't be told are left out, the error is not
+        except BaseException:  # arguments that can't be told are left out, the error is not
             return dumps([names, [0], [["tuple"]]])
 
     def _raised(self, payload: bytes) -> Exception:
@@ -134,7 +137,8 @@ class Proxy:
 def proxy_factory(peer: Callable[[], Peer], codec: Callable[[], Codec]) -> Callable[[int, str, str], object]:
     """A maker of proxies: their operations are calls through `peer`.
 
-    Flags: c callable, n iterator, i iterable, l sized, g subscriptable, a attributes, t class. Equality, order,
+    Flags: c callable, n iterator, i iterable, l sized, g subscriptable, a attributes, t class. Equality,
+    order,
     arithmetic and membership are never asked of the other side, or an object could claim to equal everything.
     """
 
@@ -193,4 +197,9 @@ def flags_of(value: object) -> str:
     flags = "a" + "c" * callable(value) + "t" * isinstance(value, type)
     if hasattr(kind, "__next__"):
         return flags + "n"
-    return flags + "i" * hasattr(kind, "__iter__") + "l" * hasattr(kind, "__len__") + "g" * hasattr(kind, "__getitem__")
+    return (
+        flags
+        + "i" * hasattr(kind, "__iter__")
+        + "l" * hasattr(kind, "__len__")
+        + "g" * hasattr(kind, "__getitem__")
+    )

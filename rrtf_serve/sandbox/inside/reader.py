@@ -144,7 +144,9 @@ class Reader:
         if tag == "dict":
             if len(items) % 2:
                 raise WireError("a key without a value")
-            self._hashed(lambda pairs: dict.update(target, pairs), list(zip(items[::2], items[1::2], strict=True)))
+            self._hashed(
+                lambda pairs: dict.update(target, pairs), list(zip(items[::2], items[1::2], strict=True))
+            )
         elif tag == "set":
             self._hashed(lambda values: set.update(target, values), items)
         else:
@@ -218,4 +220,7 @@ def _int(text: str) -> int:
 
 
 def _unhex(text: str) -> bytes:
-    return bytes.fromhex(text)
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise WireError(f"malformed bytes: {error}") from error

@@ -22,9 +22,21 @@ PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 
 CLONE_THREAD = 0x00010000
 CLONE_NAMESPACES = 0x7E020080  # NEWNS, NEWTIME, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
-TERMINAL_QUERIES = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, WINSZ, FIONREAD, FIONBIO, CLOEXEC
+TERMINAL_QUERIES = (
+    0x5401,
+    0x5413,
+    0x541B,
+    0x5421,
+    0x5450,
+    0x5451,
+)  # TCGETS, WINSZ, FIONREAD, FIONBIO, CLOEXEC
 FCNTL_REFUSED = (8, 10, 15, 1024, 1026)  # F_SETOWN, F_SETSIG, F_SETOWN_EX (signals to others), leases, notify
-PRCTL_ALLOWED = (3, 15, 16, 0x53564D41)  # GET_DUMPABLE, SET_NAME, GET_NAME, SET_VMA (glibc's names for memory)
+PRCTL_ALLOWED = (
+    3,
+    15,
+    16,
+    0x53564D41,
+)  # GET_DUMPABLE, SET_NAME, GET_NAME, SET_VMA (glibc's names for memory)
 
 ARCHITECTURES = {
     "x86_64": (0xC000003E, syscalls.X86_64),
@@ -88,10 +100,24 @@ def _conditional(*, processes: bool, signals: bool) -> dict[str, list[Instructio
     refuse = (RETURN, 0, 0, ERRNO | errno.EPERM)
     allow = (RETURN, 0, 0, ALLOW)
     own = [_argument(0), (JUMP_EQ, 0, 1, ANY_PID), allow, refuse]
-    threads_only = [_argument(0), (JUMP_SET, 1, 0, CLONE_NAMESPACES), (JUMP_SET, 1, 0, CLONE_THREAD), refuse, allow]
+    threads_only = [
+        _argument(0),
+        (JUMP_SET, 1, 0, CLONE_NAMESPACES),
+        (JUMP_SET, 1, 0, CLONE_THREAD),
+        refuse,
+        allow,
+    ]
     any_process = [_argument(0), (JUMP_SET, 0, 1, CLONE_NAMESPACES), refuse, allow]
     start = allow if processes else refuse
     group = [_argument(0), (JUMP_EQ, 1, 0, 0), (JUMP_EQ, 0, 1, ANY_PID), allow, refuse]
+    # AF_UNIX stream pairs only (asyncio's self-pipe), and no address to send to: they can reach nobody else.
+    stream_pair = [
+        _argument(0), (JUMP_EQ, 0, 4, 1), _argument(1), (JUMP_SET, 2, 0, 0x0E),
+        (JUMP_SET, 0, 1, 1), allow, refuse,
+    ]  # fmt: skip
+    connected = [
+        _argument(4), (JUMP_EQ, 0, 3, 0), _argument(4, high=True), (JUMP_EQ, 0, 1, 0), allow, refuse,
+    ]  # fmt: skip
     signal = own if not processes else [allow] if signals else group
     return {
         "clone": any_process if processes else threads_only,
@@ -103,9 +129,7 @@ def _conditional(*, processes: bool, signals: bool) -> dict[str, list[Instructio
         "prctl": [_argument(0), *_one_of(PRCTL_ALLOWED), (RETURN, 0, 0, ERRNO | errno.EINVAL)],
         "ioctl": [_argument(1), *_one_of(TERMINAL_QUERIES), (RETURN, 0, 0, ERRNO | errno.ENOTTY)],
         "fcntl": [_argument(1), *_one_of(FCNTL_REFUSED, ERRNO | errno.EPERM), allow],
-        # AF_UNIX stream pairs only (asyncio's self-pipe): they can reach nobody else.
-        "socketpair": [_argument(0), (JUMP_EQ, 0, 4, 1), _argument(1), (JUMP_SET, 2, 0, 0x0E), (JUMP_SET, 0, 1, 1), allow, refuse],
-        "sendto": [_argument(4), (JUMP_EQ, 0, 3, 0), _argument(4, high=True), (JUMP_EQ, 0, 1, 0), allow, refuse],
+        "socketpair": stream_pair, "sendto": connected,
     }  # fmt: skip
 
 

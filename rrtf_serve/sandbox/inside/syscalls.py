@@ -6,7 +6,12 @@ that is named nowhere here gets ENOSYS, as on a kernel that lacks it, so that C 
 
 from __future__ import annotations
 
-ALLOWED = """
+
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
+ALLOWED = _names("""
     read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 open openat close close_range
     stat fstat lstat newfstatat statx poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl
     epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2 lseek mmap mprotect munmap mremap brk madvise msync
@@ -22,13 +27,13 @@ ALLOWED = """
     fadvise64 statfs fstatfs copy_file_range sendfile getrlimit setrlimit getrusage sysinfo getpriority
     arch_prctl set_tid_address set_robust_list get_robust_list futex futex_waitv rseq membarrier getrandom
     getcpu capget restart_syscall
-""".split()
+""")
 
 # Change files by path, whoever is allowed to write them.
-ATTRIBUTES = "chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat truncate".split()
+ATTRIBUTES = _names("chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat truncate")
 
 # EPERM instead of ENOSYS: says to people and programmes that it is refused, not missing.
-REFUSED = """
+REFUSED = _names("""
     ptrace mount umount2 move_mount fsopen open_tree pivot_root chroot unshare setns bpf perf_event_open
     keyctl add_key request_key io_uring_setup io_uring_enter io_uring_register kexec_load kexec_file_load
     userfaultfd process_vm_readv process_vm_writev init_module finit_module delete_module reboot swapon
@@ -40,13 +45,13 @@ REFUSED = """
     setdomainname process_madvise kcmp fanotify_init seccomp landlock_create_ruleset setpriority
     sched_setscheduler sched_setattr ioprio_set mbind migrate_pages move_pages vmsplice lookup_dcookie iopl
     ioperm modify_ldt
-""".split()
+""")
 
 # shutil.copy2 and copytree take this as "a file system without extended attributes".
-NOT_SUPPORTED = """
+NOT_SUPPORTED = _names("""
     listxattr llistxattr flistxattr getxattr lgetxattr fgetxattr setxattr lsetxattr fsetxattr removexattr
     lremovexattr fremovexattr
-""".split()
+""")
 
 
 def _numbers(text: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What no kernel limit covers, measured from outside the run: the tree's memory and processes, the folder's size."""
+"""What no kernel limit covers, measured from outside: a tree's memory and processes, a folder's size."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def end_strays() -> None:
 
 
 def pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
 def _stat(pid: int) -> list[str]:

@@ -1,12 +1,13 @@
 """Plain data as JSON text, exact: types, NaN, surrogates, shared references and cycles survive.
 
-A message is `[root, nodes]`. A JSON scalar is itself (floats as Python's json writes them, NaN included). A list
-`[n]` refers to node n; a list that starts with a string is a tagged scalar. A node is `[tag, item, ...]`; items
-are never nested deeper, so neither side recurses however deep the value is. What is not plain data crosses as a
-handle: `["h", id, class, flags]` for an object of the sender, `["o", id]` for one of the receiver.
+A message is `[root, nodes]`. A JSON scalar is itself (floats as Python's json writes them, NaN included). A
+list `[n]` refers to node n; a list that starts with a string is a tagged scalar. A node is `[tag, item,
+...]`; items are never nested deeper, so neither side recurses however deep the value is. What is not plain
+data crosses as a handle: `["h", id, class, flags]` for an object of the sender, `["o", id]` for one of the
+receiver.
 
-A reply may go on numbering where the call stopped (`base`): objects that came as arguments keep their identity,
-and those that were changed in place are sent along and updated on the other side.
+A reply may go on numbering where the call stopped (`base`): objects that came as arguments keep their
+identity, and those that were changed in place are sent along and updated on the other side.
 
 Encoding happens wherever the value lives, so a hostile sender can write anything; decoding is what is strict:
 it builds only the types named here and raises WireError on everything else.

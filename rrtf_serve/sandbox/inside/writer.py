@@ -13,7 +13,9 @@ from typing import Any
 from rrtf_serve.sandbox.inside.wire import BUILTIN_TYPES, Codec, Json
 
 WORD = 1 << 63
-KEYS, VALUES, ITEMS = type({}.keys()), type({}.values()), type({}.items())
+KEYS: Any = type({}.keys())
+VALUES: Any = type({}.values())
+ITEMS: Any = type({}.items())
 
 
 class Message:
@@ -37,7 +39,7 @@ class Message:
             number = self._pending.pop()
             self.nodes[number - self._start] = self.node(self.objects[number])
 
-    def node(self, value: Any) -> Json:
+    def node(self, value: Any) -> Json:  # noqa: PLR0911  # one branch per type is the clearest form
         """The node of one container, by its base class's own iterator whatever a subclass says."""
         item = self._item
         if isinstance(value, list):
@@ -62,13 +64,17 @@ class Message:
             return ["nd", str(value.dtype), value.ndim, *value.shape, *[item(x) for x in flat]]
         return ["obj", type(value).__name__, *[item(x) for pair in _state(value) for x in pair]]
 
-    def _item(self, value: Any) -> Json:  # noqa: PLR0911, PLR0912  # one branch per type is the clearest form
+    def _item(self, value: Any) -> Json:  # noqa: PLR0911  # one branch per type is the clearest form
         kind = type(value)
         if value is None or kind is bool or kind is float or kind is str:
             return value
         if kind is int:
             return value if -WORD <= value < WORD else ["i", hex(value)]
-        if isinstance(value, (list, tuple, dict, set, frozenset, deque, bytearray)) or kind in (KEYS, VALUES, ITEMS):
+        if isinstance(value, (list, tuple, dict, set, frozenset, deque, bytearray)) or kind in (
+            KEYS,
+            VALUES,
+            ITEMS,
+        ):
             return self._reference(value)
         if isinstance(value, int):
             return self._item(int.__add__(value, 0))
@@ -96,7 +102,7 @@ class Message:
         return [number]
 
 
-def _scalar(value: Any, kind: type) -> Json:
+def _scalar(value: Any, kind: type) -> Json:  # noqa: PLR0911  # one branch per type is the clearest form
     if isinstance(value, bytes):
         return ["b", bytes(value).hex()]
     if isinstance(value, complex):

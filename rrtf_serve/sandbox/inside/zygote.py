@@ -8,8 +8,8 @@ The host talks to it over a socket, one JSON object per packet:
     <- {"status": wait status, "memory": bytes, "cpu": seconds, "broke": "" or the limit that was broken}
     -> {"kill": true} ends the running child at once; its event follows as usual
 
-Where it is not `reusable` (nested namespaces are forbidden) the host throws it away after one run. It ends when
-the host's end of the socket closes, and everything it started ends with it.
+Where it is not `reusable` (nested namespaces are forbidden) the host throws it away after one run. It ends
+when the host's end of the socket closes, and everything it started ends with it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rrtf_serve.sandbox.inside.watch import PAGE, Watch, end_strays, pids
 TICK_MS = 20  # how often what no kernel limit covers is measured
 CHANNEL = 3
 PASSED, KEPT = 64, 128  # where descriptors for the child, and those that stay, are put meanwhile
-DEVICES = {path: kernel.READ for path in ("/dev/zero", "/dev/random", "/dev/urandom", "/dev/full")}
+DEVICES = dict.fromkeys(("/dev/zero", "/dev/random", "/dev/urandom", "/dev/full"), kernel.READ)
 
 
 class Zygote:
@@ -58,7 +58,7 @@ class Zygote:
         self.reusable = True
 
     def prepare(self) -> None:
-        """Gather what children need, then become an ordinary user; OSError where the kernel does not let us."""
+        """Gather what children need, then become an ordinary user. OSError where the kernel refuses."""
         sys.path.extend(self._setup.packages)
         _sitebuiltins_like_site()
         for name in self._setup.preload:
@@ -170,9 +170,11 @@ class Zygote:
             if order.role == "command":
                 os.closerange(CHANNEL, CHANNEL + 1)
                 os.execve(argv[0], argv, dict(os.environ))
-            {"candidate": candidate.run, "examiner": examiner.run, "script": candidate.script}[order.role](channel)
+            {"candidate": candidate.run, "examiner": examiner.run, "script": candidate.script}[order.role](
+                channel
+            )
             candidate.flush()
-        except BaseException as error:  # noqa: BLE001  # the last stop before the process ends: say why
+        except BaseException as error:  # the last stop before the process ends: say why
             os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="replace"))
             os._exit(111)
         os._exit(0)
