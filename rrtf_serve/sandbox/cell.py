@@ -193,8 +193,8 @@ class Cell:
             environment["HOME"] = environment["TMPDIR"] = "/tmp"
             python = [
                 *bubblewrap.command(
-                    bwrap, mounts=self._mounts(), packages=self._options.packages, code=INSIDE, info_fd=info_write, folder="/tmp",
-                    environment=environment,
+                    bwrap, mounts=self._mounts(), packages=self._options.packages, code=INSIDE,
+                    info_fd=info_write, folder="/tmp", environment=environment,
                 ),
                 *python,
             ]  # fmt: skip
@@ -214,8 +214,9 @@ class Cell:
         if bubblewrapped:
             pid = self._child_pid(info_read)
         self._group = cgroup.make(self._number)
-        if self._group is not None:
-            self._group.add(pid)
+        if self._group is not None and not self._group.add(pid):
+            self._group.remove()
+            self._group = None
 
     def _child_pid(self, info: int) -> int:
         with os.fdopen(info, "rb") as file:

@@ -25,9 +25,14 @@ class Group:
         self._limits: tuple[int, int] | None = None
         self._kills = 0
 
-    def add(self, pid: int) -> None:
-        for folder in set(self._folders.values()):
-            (folder / "cgroup.procs").write_text(str(pid), "ascii")
+    def add(self, pid: int) -> bool:
+        """False where we may make groups but not move processes into them."""
+        try:
+            for folder in set(self._folders.values()):
+                (folder / "cgroup.procs").write_text(str(pid), "ascii")
+        except OSError:
+            return False
+        return True
 
     def limit(self, memory_bytes: int, processes: int) -> None:
         if self._limits != (memory_bytes, processes):

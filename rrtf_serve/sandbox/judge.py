@@ -153,6 +153,10 @@ class Sandbox:
                 error = str(problem)
                 for cell in pair:
                     cell.close()
+            except BaseException:  # interrupted: whatever still runs there is nobody's any more
+                for cell in pair:
+                    cell.close()
+                raise
             finally:
                 self._pairs.put(pair)
         return Verdict(Status.INFRA_ERROR, self._level, message=error), 0.0
