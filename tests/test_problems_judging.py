@@ -37,9 +37,16 @@ ABSOLUTE = Problem(
     CaseTests({"base": [[1], [0]], "plus": [[-1]]}, "", 0, "def absolute(n):\n    return abs(n)\n"),
     reference="def absolute(n):\n    return abs(n)\n",
 )
+ROOT = Problem(
+    "t/root",
+    "",
+    "root",
+    CaseTests({"base": [[[-4, 0, 1]]], "plus": [[[-9, 0, 1]], [[-16, 0, 1]]]}, "root", 1e-4, "root = len"),
+    reference="def root(xs):\n    return -((-xs[0]) ** 0.5)\n",
+)
 ECHO = Problem("t/echo", "", tests=StdioTests((("a\n", "a\n"),)), reference="print(input())\n")
 BROKEN = Problem("t/broken", "", "f", FunctionTests("assert f() == 2"), reference="def f():\n    return 1\n")
-SUITE = make_suite("toy", [DOUBLE, ABSOLUTE, ECHO])
+SUITE = make_suite("toy", [DOUBLE, ABSOLUTE, ROOT, ECHO])
 GOLDS: dict[str, Gold] = {}
 
 
@@ -97,6 +104,18 @@ def test_lines_come_back_with_passed_and_result(tmp_path: Path, sandbox: Sandbox
     assert tally.results == {"passed": 3, "failed": 3}
     assert not (tmp_path / "out.jsonl.journal").exists()
     assert read_results(tmp_path / "out.jsonl").counts == tally.counts
+
+
+def test_groups_of_problems_with_several_right_answers(tmp_path: Path, sandbox: Sandbox) -> None:
+    answers = ("2 if xs[0] == -4 else -3 if xs[0] == -9 else 4", "2", "3 if xs[0] == -9 else 4")
+    rows = [{"task_id": "t/root", "completion": f"def root(xs):\n    return {each}\n"} for each in answers]
+    judge_file(write(tmp_path / "s.jsonl", *rows), SUITE, tmp_path / "out.jsonl", sandbox, GOLDS)
+    groups = [record["verdict"]["groups"] for record in judged(tmp_path / "out.jsonl")]
+    assert groups == [
+        {"base": True, "plus": True},
+        {"base": True, "plus": False},
+        {"base": False, "plus": True},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -284,9 +303,11 @@ def test_references_are_measured_once(tmp_path: Path, sandbox: Sandbox) -> None:
 
 
 def test_limits_follow_the_reference() -> None:
-    assert limits_of(None).wall_s == limits_of(Gold(False, 50.0, "x")).wall_s == gold.DEFAULT_S
-    assert limits_of(Gold(True, 0.01, "passed")).wall_s == gold.LEAST_S
-    assert limits_of(Gold(True, 10.0, "passed")).wall_s == gold.TIMES_REFERENCE * 10
+    assert limits_of(None).cpu_s == limits_of(Gold(False, 50.0, "x")).cpu_s == gold.DEFAULT_S
+    assert limits_of(Gold(True, 0.01, "passed")).cpu_s == gold.LEAST_S
+    slow = limits_of(Gold(True, 10.0, "passed"))
+    assert slow.cpu_s == gold.TIMES_REFERENCE * 10
+    assert slow.wall_s == gold.CLOCK_PER_PROCESSOR * slow.cpu_s
 
 
 def test_a_journal_refuses_a_file_of_another_kind(tmp_path: Path) -> None:
