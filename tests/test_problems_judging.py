@@ -118,6 +118,15 @@ def test_groups_of_problems_with_several_right_answers(tmp_path: Path, sandbox: 
     ]
 
 
+def test_a_function_may_be_named_check(tmp_path: Path, sandbox: Sandbox) -> None:
+    tests = FunctionTests("assert check(1) == 2\nassert check(2) == 3")
+    suite = make_suite("toy", [Problem("t/check", "", "check", tests)])
+    rows = [{"task_id": "t/check", "completion": f"def check(n):\n    return {r}\n"} for r in ("n + 1", "2")]
+    judge_file(write(tmp_path / "s.jsonl", *rows), suite, tmp_path / "out.jsonl", sandbox, GOLDS)
+    found = [record["verdict"] for record in judged(tmp_path / "out.jsonl")]
+    assert [(verdict["status"], verdict["tests"]) for verdict in found] == [("ALL_PASS", 2), ("PARTIAL", 2)]
+
+
 @pytest.mark.parametrize(
     "completion",
     [
