@@ -118,6 +118,26 @@ def test_groups_of_problems_with_several_right_answers(tmp_path: Path, sandbox: 
     ]
 
 
+@pytest.mark.parametrize(
+    "reference", ["xs.sort()\n    return xs", "return sorted(xs)", "return [xs, sorted(xs)][1]"]
+)
+def test_functions_that_work_in_place_are_judged_by_what_they_return(
+    tmp_path: Path, sandbox: Sandbox, reference: str
+) -> None:
+    tests = CaseTests({"base": [[[3, 1, 2]], [[2, 1]]]}, "", 0, f"def f(xs):\n    {reference}\n")
+    suite = make_suite("toy", [Problem("t/sort", "", "f", tests)])
+    answers = ("return sorted(xs)", "xs.sort()\n    return xs", "return xs", "return list(xs)", "xs.sort()")
+    rows = [{"task_id": "t/sort", "completion": f"def f(xs):\n    {each}\n"} for each in answers]
+    judge_file(write(tmp_path / "s.jsonl", *rows), suite, tmp_path / "out.jsonl", sandbox, GOLDS)
+    assert [record["passed"] for record in judged(tmp_path / "out.jsonl")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
 def test_a_function_may_be_named_check(tmp_path: Path, sandbox: Sandbox) -> None:
     tests = FunctionTests("assert check(1) == 2\nassert check(2) == 3")
     suite = make_suite("toy", [Problem("t/check", "", "check", tests)])

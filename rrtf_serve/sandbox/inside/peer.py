@@ -8,7 +8,7 @@ RAISE  [class names, item, nodes]            names of the exception's class and 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rrtf_serve.sandbox.inside.frames import Channel, Frame
@@ -54,7 +54,7 @@ class Peer:
             if kind is Frame.CALL:
                 self.answer(payload)
             elif kind is Frame.RETURN:
-                return self._returned(payload, message)
+                return self._returned(payload, () if operation == "case" else message.objects)
             elif kind is Frame.RAISE:
                 raise self._raised(payload)
             else:
@@ -67,7 +67,9 @@ class Peer:
             reader = Reader(self._codec, nodes)
             args, kwargs = reader.decode(item)
             value = self._perform(operation, target, args, kwargs)
-            reply = Message(self._codec, reader.objects)
+            # A case sends no changed arguments back, so what it returns must not be a reference to one: that
+            # would be read in its state before the call.
+            reply = Message(self._codec, () if operation == "case" else reader.objects)
             root = reply.encode(value)
             writes: list[Json] = []
             if operation == "call":
@@ -85,12 +87,12 @@ class Peer:
         else:
             self._channel.send(Frame.RETURN, answer)
 
-    def _returned(self, payload: bytes, message: Message) -> Any:
+    def _returned(self, payload: bytes, base: Sequence[object]) -> Any:
         answer = loads(payload)
         if type(answer) is not list or len(answer) != 3 or type(answer[2]) is not list:
             raise WireError("not an answer")
         item, nodes, writes = answer
-        reader = Reader(self._codec, nodes, message.objects)
+        reader = Reader(self._codec, nodes, base)
         for write in writes:
             if type(write) is not list or len(write) != 2:
                 raise WireError("not an update")
