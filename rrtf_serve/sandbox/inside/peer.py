@@ -1,0 +1,207 @@
+"""One end of the conversation between candidate and examiner: calls out, answers to calls in.
+
+CALL   [operation, target, item, nodes]      target: "entry", "name:<name>" or a handle of the receiver
+RETURN [item, nodes, [[number, node], ...]]  the last list: arguments that were changed in place
+RAISE  [class names, item, nodes]            names of the exception's class and its bases; its arguments
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rrtf_serve.sandbox.inside.frames import Channel, Frame
+from rrtf_serve.sandbox.inside.reader import Reader
+from rrtf_serve.sandbox.inside.wire import Codec, Json, WireError, dumps, loads
+from rrtf_serve.sandbox.inside.writer import Message
+
+NAME_LIMIT = 100  # characters of a class's name, and how many bases are told
+
+
+class Gone(BaseException):
+    """The other side is dead. A BaseException, so that no test code mistakes it for a failed call."""
+
+
+class CandidateError(Exception):
+    """Stands for an exception that is none of the built-in ones below Exception (SystemExit, say)."""
+
+
+class Peer:
+    """`perform(operation, target, args, kwargs)` does what the other side asks for."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        codec: Codec,
+        perform: Callable[[str, Json, list[Any], dict[str, Any]], object],
+    ) -> None:
+        self._channel = channel
+        self._codec = codec
+        self._perform = perform
+        self.calls = 0  # of the other side's code
+
+    def call(
+        self, operation: str, target: Json, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Ask the other side and wait; answers its own calls meanwhile. Raises what the call raised there."""
+        self.calls += operation != "names"
+        message = Message(self._codec)
+        item = message.encode([list(args), kwargs or {}])
+        self._channel.send(Frame.CALL, dumps([operation, target, item, message.nodes]))
+        while True:
+            kind, payload = self._channel.receive()
+            if kind is Frame.CALL:
+                self.answer(payload)
+            elif kind is Frame.RETURN:
+                return self._returned(payload, () if operation == "case" else message.objects)
+            elif kind is Frame.RAISE:
+                raise self._raised(payload)
+            else:
+                raise Gone
+
+    def answer(self, payload: bytes) -> None:
+        """Do one thing the other side asked for and send what came of it."""
+        try:
+            operation, target, item, nodes = loads(payload)
+            reader = Reader(self._codec, nodes)
+            args, kwargs = reader.decode(item)
+            value = self._perform(operation, target, args, kwargs)
+            # A case sends no changed arguments back, so what it returns must not be a reference to one: that
+            # would be read in its state before the call.
+            reply = Message(self._codec, () if operation == "case" else reader.objects)
+            root = reply.encode(value)
+            writes: list[Json] = []
+            if operation == "call":
+                for number, node in enumerate(nodes):
+                    if node[0] not in ("tuple", "frozenset"):
+                        new = reply.node(reader.objects[number])
+                        if dumps(new) != dumps(node):
+                            writes.append([number, new])
+                reply.fill()
+            answer = dumps([root, reply.nodes, writes])
+        except Gone:
+            raise
+        except BaseException as error:  # whatever it is, it is the answer
+            self._channel.send(Frame.RAISE, self._describe(error))
+        else:
+            self._channel.send(Frame.RETURN, answer)
+
+    def _returned(self, payload: bytes, base: Sequence[object]) -> Any:
+        answer = loads(payload)
+        if type(answer) is not list or len(answer) != 3 or type(answer[2]) is not list:
+            raise WireError("not an answer")
+        item, nodes, writes = answer
+        reader = Reader(self._codec, nodes, base)
+        for write in writes:
+            if type(write) is not list or len(write) != 2:
+                raise WireError("not an update")
+            reader.update(*write)
+        return reader.decode(item)
+
+    def _describe(self, error: BaseException) -> bytes:
+        names = [cls.__name__[:NAME_LIMIT] for cls in type(error).__mro__[:NAME_LIMIT]]
+        try:
+            message = Message(self._codec)
+            item = message.encode(tuple(error.args))
+            return dumps([names, item, message.nodes])
+        except BaseException:  # arguments that can't be told are left out, the error is not
+            return dumps([names, [0], [["tuple"]]])
+
+    def _raised(self, payload: bytes) -> Exception:
+        answer = loads(payload)
+        match answer:
+            case [[str(first), *bases], item, nodes] if all(type(b) is str for b in bases):
+                args = Reader(self._codec, nodes).decode(item)
+            case _:
+                raise WireError("not an exception")
+        for name in (first, *bases):
+            kind = getattr(builtins, name, None)
+            if isinstance(kind, type) and issubclass(kind, Exception):
+                break
+        else:
+            kind = CandidateError
+        if kind.__name__ != first:
+            kind = type(first, (kind,), {})
+        try:
+            error: Exception = kind(*args) if type(args) is tuple else kind()
+        except TypeError:
+            error = CandidateError(first, *args)
+        return error
+
+
+class Proxy:
+    """An object of the other side. Nothing it does decides a comparison: it is equal to itself alone."""
+
+    __slots__ = ("__weakref__",)
+
+
+def proxy_factory(peer: Callable[[], Peer], codec: Callable[[], Codec]) -> Callable[[int, str, str], object]:
+    """A maker of proxies: their operations are calls through `peer`.
+
+    Flags: c callable, n iterator, i iterable, l sized, g subscriptable, a attributes, t class. Equality,
+    order,
+    arithmetic and membership are never asked of the other side, or an object could claim to equal everything.
+    """
+
+    def ask(self: Proxy, operation: str, *args: object, **kwargs: object) -> Any:
+        return peer().call(operation, codec().handle(self), args, kwargs)
+
+    def call(self: Proxy, /, *args: object, **kwargs: object) -> Any:
+        return ask(self, "call", *args, **kwargs)
+
+    def following(self: Proxy) -> Any:
+        return ask(self, "next")
+
+    def attribute(self: Proxy, name: str) -> Any:
+        if name.startswith("__") and name not in ("__name__", "__doc__"):
+            raise AttributeError(name)
+        return ask(self, "get", name)
+
+    def set_attribute(self: Proxy, name: str, value: object) -> None:
+        ask(self, "set", name, value)
+
+    operations: dict[str, dict[str, Any]] = {
+        "c": {"__call__": call},
+        "n": {"__next__": following, "__iter__": lambda self: self},
+        "i": {"__iter__": lambda self: ask(self, "iter")},
+        "l": {"__len__": lambda self: ask(self, "len")},
+        "g": {
+            "__getitem__": lambda self, key: ask(self, "item", key),
+            "__setitem__": lambda self, key, value: ask(self, "setitem", key, value),
+        },
+        "a": {
+            "__getattr__": attribute,
+            "__setattr__": set_attribute,
+            "__str__": lambda self: ask(self, "str"),
+            "__repr__": lambda self: ask(self, "repr"),
+            "__bool__": lambda self: ask(self, "bool"),
+        },
+        "t": {"__instancecheck__": lambda self, value: ask(self, "isinstance", value)},
+    }
+    classes: dict[tuple[str, str], type] = {}
+
+    def make(_number: int, name: str, flags: str) -> object:
+        key = (name, "".join(sorted(set(flags) & set(operations))))
+        if key not in classes:
+            namespace: dict[str, Any] = {"__slots__": ()}
+            for flag in key[1]:
+                namespace.update(operations[flag])
+            classes[key] = type(name, (Proxy,), namespace)
+        return object.__new__(classes[key])
+
+    return make
+
+
+def flags_of(value: object) -> str:
+    """What a proxy of this object must be able to do."""
+    kind = type(value)
+    flags = "a" + "c" * callable(value) + "t" * isinstance(value, type)
+    if hasattr(kind, "__next__"):
+        return flags + "n"
+    return (
+        flags
+        + "i" * hasattr(kind, "__iter__")
+        + "l" * hasattr(kind, "__len__")
+        + "g" * hasattr(kind, "__getitem__")
+    )

@@ -1,0 +1,133 @@
+"""What no kernel limit covers, measured from outside: a tree's memory and processes, a folder's size."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from rrtf_serve.sandbox.inside.confinement import Order, Setup
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
+STRAYS_S = 5.0  # how long to go on killing what a run left behind
+
+
+class Watch:
+    def __init__(self, child: int, order: Order, setup: Setup, *, nested: bool, own: frozenset[int]) -> None:
+        self._child = child
+        self._order = order
+        self._folder = None if nested else Path(setup.folder)
+        self._own = own  # of a process namespace that holds nothing but us and the run
+        self._tree = order.role == "command"
+        self.needed = self._tree or self._folder is not None
+        self.peak_bytes = 0
+
+    def broken(self) -> str:
+        """The limit that is broken, or ""."""
+        if self._tree:
+            memory = processes = 0
+            cpu = 0.0
+            for pid in pids():
+                usage = None if pid in self._own else _usage(pid, None if self._own else self._child)
+                if usage is not None:
+                    processes += 1
+                    memory += usage[0]
+                    cpu += usage[1]
+            self.peak_bytes = max(self.peak_bytes, memory)
+            if memory > self._order.memory_bytes:
+                return "memory"
+            if processes > self._order.processes:
+                return "processes"
+            if cpu > self._order.cpu_s:
+                return "cpu"
+        if self._folder is not None:
+            return _folder_breaks(self._folder, self._order)
+        return ""
+
+    def clean(self) -> None:
+        """Empty a folder that outlives the run; whatever can't be removed is left for the host to find."""
+        if self._folder is None:
+            return
+        for entry in list(os.scandir(self._folder)):
+            path = Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                _unlock(path)
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def end_strays() -> None:
+    """Kill and reap every process that came down to us, as the reaper of all that the run started."""
+    until = time.monotonic() + STRAYS_S
+    while time.monotonic() < until:
+        for pid in pids():
+            if _parent(pid) == os.getpid():
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.001)
+
+
+def pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _stat(pid: int) -> list[str]:
+    """/proc/<pid>/stat from the state on (proc(5): field 3 is index 0); [] once the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else -1
+
+
+def _usage(pid: int, group: int | None) -> tuple[int, float] | None:
+    """Resident bytes and processor seconds, of a member of the group where one is given."""
+    fields = _stat(pid)
+    if not fields or (group is not None and int(fields[2]) != group):
+        return None
+    return int(fields[21]) * PAGE, (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _folder_breaks(folder: Path, order: Order) -> str:
+    files = size = 0
+    pending = [folder]
+    while pending:
+        try:
+            entries = list(os.scandir(pending.pop()))
+        except OSError:
+            continue  # removed meanwhile, or locked against us: then it holds nothing we could count
+        files += len(entries)
+        if files > order.files:
+            return "files"
+        for entry in entries:
+            try:
+                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(Path(entry.path))
+            except OSError:
+                continue
+    return "disk" if size > order.file_bytes else ""
+
+
+def _unlock(folder: Path) -> None:
+    """Give ourselves back the rights on folders that a run took away."""
+    pending = [folder]
+    while pending:
+        path = pending.pop()
+        try:
+            path.chmod(0o700)
+            pending += [Path(e.path) for e in os.scandir(path) if e.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue

@@ -1,0 +1,156 @@
+"""One run of each kind of job, and what its outcome means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rrtf_serve.sandbox.cases import ReferenceFailed, References
+from rrtf_serve.sandbox.cell import Cell
+from rrtf_serve.sandbox.jobs import CaseJob, FunctionJob, ProgramJob, StdioJob
+from rrtf_serve.sandbox.languages import prepare
+from rrtf_serve.sandbox.limits import Level, Limits
+from rrtf_serve.sandbox.relay import Outcome, Relay
+from rrtf_serve.sandbox.single import Command, Script
+from rrtf_serve.sandbox.text import same_text
+from rrtf_serve.sandbox.verdict import Kind, Status, TestResult, Verdict
+
+CODE_BYTES = 4 << 20  # a longer candidate is refused unread
+SHOWN = 200
+
+Judged = tuple[Verdict, float]  # and the processor seconds that the run had
+
+
+def judge_function(job: FunctionJob, limits: Limits, level: Level, candidate: Cell, examiner: Cell) -> Judged:
+    if len(job.candidate_code) > CODE_BYTES:
+        return _too_long(level), 0.0
+    outcome = Relay(candidate, examiner, limits).run(
+        {"code": job.candidate_code, "entry": job.entry_point},
+        {"prelude": job.prelude, "test_code": job.test_code, "entry": job.entry_point},
+    )
+    return _verdict(outcome, level), _cpu(outcome)
+
+
+def judge_cases(
+    job: CaseJob, limits: Limits, level: Level, references: References, cells: tuple[Cell, Cell]
+) -> Judged:
+    if len(job.candidate_code) > CODE_BYTES:
+        return _too_long(level), 0.0
+
+    def run(one: dict[str, Any], other: dict[str, Any], within: Limits) -> Outcome:
+        return Relay(*cells, within).run(one, other)
+
+    try:
+        payload = references.payload(job, limits, run)
+    except ReferenceFailed as error:
+        return Verdict(Status.INFRA_ERROR, level, message=str(error)), 0.0
+    outcome = run({"code": job.candidate_code, "entry": job.entry_point}, payload, limits)
+    return _verdict(outcome, level), _cpu(outcome)
+
+
+def judge_stdio(job: StdioJob, limits: Limits, level: Level, cell: Cell) -> Judged:
+    if len(job.program) > CODE_BYTES:
+        return _too_long(level), 0.0
+    tests: list[TestResult] = []
+    worst = Outcome(compiled=True, complete=True)
+    cpu = memory = seconds = 0.0
+    printed = ""
+    for number, case in enumerate(job.cases):
+        run = Script(cell, limits)
+        output = run.go(job.program, case)
+        outcome = run.outcome
+        seconds += outcome.seconds
+        cpu = max(cpu, run.ended.cpu)
+        memory = max(memory, run.ended.memory)
+        printed = printed or output[:4096]
+        problem = outcome.message
+        if not problem:
+            problem = same_text(output, case.expected, job.tolerance)
+        kind = (
+            ""
+            if not problem
+            else outcome.kind.value
+            if outcome.kind
+            else "exception"
+            if outcome.message
+            else "assertion"
+        )
+        tests.append(TestResult(f"case {number}", not problem, kind, problem))
+        if outcome.message and not worst.message:
+            worst.kind, worst.message = outcome.kind, outcome.message
+        if not outcome.compiled:
+            worst.compiled = False
+            break
+        if problem and job.stop_early:
+            break
+    status = _status(worst, tests, len(job.cases))
+    return Verdict(
+        status, level, worst.kind, tuple(tests), _first_problem(worst, tests), seconds, int(memory), printed
+    ), cpu
+
+
+def judge_program(job: ProgramJob, limits: Limits, level: Level, cell: Cell) -> Judged:
+    if len(job.source) > CODE_BYTES:
+        return _too_long(level), 0.0
+    prepared = prepare(job.language, job.source)
+    run = Command(cell, limits)
+    output = run.go(prepared.files, prepared.argv)
+    outcome, ended = run.outcome, run.ended
+    if not outcome.message and prepared.proof not in output.splitlines():
+        outcome.stop(None, "the programme ended before its end was reached")
+    name = "programme"
+    shown = (output.replace(prepared.proof, "") + run.errors.text).strip()
+    message = outcome.message
+    if ended.code == prepared.compile_failed and not outcome.kind:
+        status, message = Status.COMPILE_ERROR, run.errors.text.strip()[:SHOWN] or "did not compile"
+    else:
+        status = Status.RUNTIME_ERROR if message else Status.ALL_PASS
+    test = TestResult(
+        name, status is Status.ALL_PASS, "" if status is Status.ALL_PASS else "exception", message
+    )
+    return Verdict(
+        status, level, outcome.kind, (test,), message, outcome.seconds, ended.memory, shown[:4096]
+    ), ended.cpu
+
+
+def _too_long(level: Level) -> Verdict:
+    return Verdict(
+        Status.COMPILE_ERROR, level, message=f"the programme is longer than {CODE_BYTES} characters"
+    )
+
+
+def _verdict(outcome: Outcome, level: Level) -> Verdict:
+    tests = outcome.tests
+    if outcome.complete and not outcome.calls:
+        outcome.stop(None, "the tests never ran the candidate")
+    if not outcome.message and any(t.message.startswith("MemoryError") for t in tests if not t.passed):
+        outcome.stop(Kind.MEMORY, "MemoryError")
+    if outcome.kind is not None:
+        reason = outcome.kind.value
+        tests = [
+            TestResult(t.name, t.passed, reason, t.message) if t.kind == "not reached" else t for t in tests
+        ]
+    memory = outcome.candidate.memory if outcome.candidate else 0
+    return Verdict(
+        _status(outcome, tests, len(tests)), level, outcome.kind, tuple(tests),
+        _first_problem(outcome, tests),
+        outcome.seconds, memory, outcome.printed,
+    )  # fmt: skip
+
+
+def _status(outcome: Outcome, tests: list[TestResult], wanted: int) -> Status:
+    if not outcome.compiled:
+        return Status.COMPILE_ERROR
+    passed = sum(test.passed for test in tests)
+    if outcome.message or not outcome.complete or not passed:
+        return Status.RUNTIME_ERROR
+    return Status.ALL_PASS if passed == wanted else Status.PARTIAL
+
+
+def _first_problem(outcome: Outcome, tests: list[TestResult]) -> str:
+    if outcome.message:
+        return outcome.message
+    return next((f"{t.name}: {t.message or t.kind}"[: 2 * SHOWN] for t in tests if not t.passed), "")
+
+
+def _cpu(outcome: Outcome) -> float:
+    return sum(ended.cpu for ended in (outcome.candidate, outcome.examiner) if ended)

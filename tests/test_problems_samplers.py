@@ -1,0 +1,223 @@
+"""Both sources of responses: an engine with a script, and a server on this machine."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine, byte_tokenizer
+
+from rrtf_serve.models.families import FAMILIES
+from rrtf_serve.models.prompts import Prompts
+from rrtf_serve.problems import samplers
+from rrtf_serve.problems.prompts import Prompt
+from rrtf_serve.problems.samplers import Ask, Decoding, EngineSampler, HttpSampler, SamplerError
+
+END = 258  # <|im_end|>
+GREEDY = Decoding()
+
+
+def script(text: str, *, end: bool = True) -> list[int]:
+    return [*text.encode(), END] if end else list(text.encode())
+
+
+def engine_sampler(engine: FakeEngine, batch: int = 4) -> EngineSampler:
+    tokenizer = byte_tokenizer()
+    prompts = Prompts(
+        tokenizer, FAMILIES["qwen2.5-coder"], chat_template="", add_bos=False, bos_token="",
+        end_tokens=["<|endoftext|>", "<|im_end|>"],
+    )  # fmt: skip
+    return EngineSampler(engine, tokenizer, prompts, model="tiny", digest="d", batch=batch)
+
+
+def answers(sampler: Any, *prompts: Prompt, decoding: Decoding = GREEDY) -> list[samplers.Response]:
+    found = dict(sampler.answer([Ask(prompt, 0) for prompt in prompts], decoding))
+    return [found[at] for at in range(len(prompts))]
+
+
+def text(ids: tuple[int, ...]) -> str:
+    return byte_tokenizer().decode(ids, skip_specials=False)
+
+
+def test_answers_come_back_to_their_asks() -> None:
+    engine = FakeEngine(lambda prompt: script(text(prompt)[::-1]))
+    prompts = [Prompt("completion", text="x" * length) for length in (5, 1, 9, 3, 7)]
+    found = answers(engine_sampler(engine, batch=2), *prompts)
+    assert [len(response.text) for response in found] == [5, 1, 9, 3, 7]
+    assert [response.tokens for response in found] == [5, 1, 9, 3, 7]
+    assert {response.finish for response in found} == {"stop"}
+    # Batches hold prompts of similar length.
+    assert [len(request.prompt) for request in engine.started] == [1, 3, 5, 7, 9]
+
+
+def test_stop_strings_end_a_row_and_are_cut() -> None:
+    engine = FakeEngine(lambda _: script("return 1\ndef other", end=False))
+    [response] = answers(engine_sampler(engine), Prompt("completion", text="p", stop=("\ndef",)))
+    assert (response.text, response.finish) == ("return 1", "stop")
+
+
+def test_the_limit_ends_a_row() -> None:
+    engine = FakeEngine(lambda _: script("ab", end=False))
+    [response] = answers(
+        engine_sampler(engine), Prompt("completion", text="p"), decoding=Decoding(max_tokens=5)
+    )
+    assert response == samplers.Response("ababa", "length", 5)
+
+
+def test_chat_is_rendered_and_a_begun_answer_goes_on() -> None:
+    engine = FakeEngine(lambda _: script("code\n```\nmore", end=False))
+    chat = Prompt("chat-prefilled", message="Do it.", prefill="Here:\n```python\n", stop=("\n```",))
+    [response] = answers(engine_sampler(engine), chat)
+    assert response.text == "code"
+    assert text(engine.started[0].prompt).endswith("<|im_start|>assistant\nHere:\n```python\n")
+
+
+def test_infilling_uses_the_models_markers() -> None:
+    engine = FakeEngine(lambda _: script("middle"))
+    [response] = answers(engine_sampler(engine), Prompt("infill", text="before", suffix="after"))
+    assert response.text == "middle"
+    wanted = "<|fim_prefix|>before<|fim_suffix|>after<|fim_middle|>"
+    assert text(engine.started[0].prompt) == wanted
+
+
+def test_a_failing_engine_keeps_what_was_answered() -> None:
+    engine = FakeEngine(lambda prompt: script("a" if len(prompt) == 1 else "a" * 50), fails_after=9)
+    arrived = engine_sampler(engine).answer(
+        [Ask(Prompt("completion", text=each), 0) for each in ("p", "pp")], GREEDY
+    )
+    assert next(arrived)[0] == 0
+    with pytest.raises(SamplerError, match="tiny: the fake engine was told to fail"):
+        list(arrived)
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [({"temperature": -1}, "--temperature"), ({"top_p": 0}, "--top-p"), ({"max_tokens": 0}, "--max-tokens")],
+)
+def test_decoding_names_the_flag(options: dict[str, Any], flag: str) -> None:
+    with pytest.raises(ValueError, match=flag):
+        Decoding(**options)
+
+
+@dataclass
+class Upstream:
+    """What the server answers and what it was asked."""
+
+    url: str = ""
+    models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "served"}])
+    statuses: list[int] = field(default_factory=list)  # of the next answers, before 200s
+    answer: dict[str, Any] | None = None  # instead of an echo
+    bodies: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+
+
+@pytest.fixture
+def upstream(monkeypatch: pytest.MonkeyPatch) -> Iterator[Upstream]:
+    state = Upstream()
+    monkeypatch.setattr(samplers.time, "sleep", lambda _: None)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send({"data": state.models})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.bodies.append((self.path, body))
+            state.keys.add(self.headers.get("Authorization", ""))
+            if self.path.endswith("/chat/completions"):
+                part = {"message": {"content": body["messages"][-1]["content"][::-1]}}
+            else:
+                part = {"text": body["prompt"][::-1]}
+            usage = {"completion_tokens": 7}
+            self._send(state.answer or {"choices": [{**part, "finish_reason": "length"}], "usage": usage})
+
+        def _send(self, record: dict[str, Any]) -> None:
+            status = state.statuses.pop(0) if state.statuses else 200
+            payload = json.dumps(record).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        state.url = f"http://127.0.0.1:{server.server_port}"
+        yield state
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_answers_chat_and_completions(upstream: Upstream) -> None:
+    sampler = HttpSampler(upstream.url + "/v1/", None, workers=3, api_key="k")
+    assert sampler.model == "served"
+    prompts = [
+        Prompt("chat", message="chat"),
+        Prompt("completion", text="plain", stop=tuple("abcde")),
+        Prompt("infill", text="before", suffix="after"),
+    ]
+    found = answers(sampler, *prompts, decoding=Decoding(0.2, 0.95, 9, seed=5))
+    assert [response.text for response in found] == ["tahc", "nialp", "erofeb"]
+    assert found[0] == samplers.Response("tahc", "length", 7)
+    bodies = {path: body for path, body in upstream.bodies if "suffix" not in body}
+    common = {"model": "served", "temperature": 0.2, "top_p": 0.95, "max_tokens": 9, "seed": 5}
+    messages = [{"role": "user", "content": "chat"}]
+    assert bodies["/v1/chat/completions"] == {**common, "messages": messages}
+    # OpenAI's servers take four stop strings; the rest is cut when the code is taken out.
+    assert bodies["/v1/completions"] == {**common, "prompt": "plain", "stop": list("abcd")}
+    assert upstream.keys == {"Bearer k"}
+
+
+def test_seeds_differ_from_sample_to_sample(upstream: Upstream) -> None:
+    sampler = HttpSampler(upstream.url, "served", workers=2)
+    asks = [Ask(Prompt("chat", message="m"), index) for index in range(4)]
+    assert len(list(sampler.answer(asks, Decoding(0.8, seed=10)))) == 4
+    assert sorted(body["seed"] for _, body in upstream.bodies) == [10, 11, 12, 13]
+
+
+def test_overload_is_waited_for(upstream: Upstream) -> None:
+    sampler = HttpSampler(upstream.url, None)
+    upstream.statuses = [429, 503, 500]
+    assert answers(sampler, Prompt("chat", message="ok"))[0].text == "ko"
+    upstream.statuses = [503] * 100
+    with pytest.raises(SamplerError, match="503"):
+        answers(sampler, Prompt("chat", message="ok"))
+
+
+def test_what_a_server_refuses_is_told_at_once(upstream: Upstream) -> None:
+    sampler = HttpSampler(upstream.url, None)
+    upstream.statuses = [400]
+    with pytest.raises(SamplerError, match="/v1/chat/completions: 400"):
+        answers(sampler, Prompt("chat", message="no"))
+    assert len(upstream.bodies) == 1
+    upstream.answer = {"error": "odd"}
+    with pytest.raises(SamplerError, match="not an OpenAI answer"):
+        answers(sampler, Prompt("chat", message="no"))
+
+
+def test_wrong_models_and_no_server_are_told(upstream: Upstream) -> None:
+    with pytest.raises(SamplerError, match=r"--model other: .* serves served"):
+        HttpSampler(upstream.url, "other")
+    with pytest.raises(SamplerError, match="/models: "):
+        HttpSampler("http://127.0.0.1:9", None)
+    upstream.models = []
+    with pytest.raises(SamplerError, match="give --model"):
+        HttpSampler(upstream.url, None)
+
+
+def test_the_digest_is_the_cards_where_there_is_one(upstream: Upstream) -> None:
+    assert HttpSampler(upstream.url, None).digest == upstream.url + "/v1"
+    upstream.models = [{"id": "m", "card": {"quantization": "int8", "source": {"sha256": "ab"}}}]
+    assert HttpSampler(upstream.url, None).digest == "ab:int8"
+
+
+def test_a_begun_answer_is_refused_through_a_url(upstream: Upstream) -> None:
+    sampler = HttpSampler(upstream.url, None)
+    with pytest.raises(ValueError, match="--prompt chat-prefilled"):
+        answers(sampler, Prompt("chat-prefilled", message="m", prefill="Here:"))
