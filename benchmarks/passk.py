@@ -19,11 +19,11 @@ from benchmarks.judge import SandboxOptions
 from benchmarks.machine import machine_record
 from rrtf_serve.config import ServeConfig
 from rrtf_serve.engine.ct2 import Ct2Engine
-from rrtf_serve.main import prepare
 from rrtf_serve.models.families import FAMILIES, detect_family
 from rrtf_serve.models.folder import describe
 from rrtf_serve.models.prompts import Prompts
 from rrtf_serve.models.tokens import Tokenizer
+from rrtf_serve.preparation import prepare
 from rrtf_serve.problems import gold
 from rrtf_serve.problems.estimator import compare
 from rrtf_serve.problems.evaluate import Run, draw, mean_tokens, per_problem, score
