@@ -16,6 +16,8 @@ from typing import IO, Any
 from rrtf_serve.problems.origins import Record, json_lines
 from rrtf_serve.problems.problem import Problem, Suite
 
+JUDGE = 2  # raise it when the same programme may get another verdict: kept verdicts are then made anew
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -34,7 +36,7 @@ class Sample:
         """Names what decides the verdict: problem, programme and level of the sandbox. 32 hexadecimal
         digits."""
         # Lone surrogates are legal in JSON strings, and must neither stop us nor collide.
-        content = f"{self.problem.digest}\n{level}\n{self.program}".encode("utf-8", "surrogatepass")
+        content = f"{JUDGE}\n{self.problem.digest}\n{level}\n{self.program}".encode("utf-8", "surrogatepass")
         return hashlib.sha256(content).hexdigest()[:32]
 
 
