@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rrtf_serve.sandbox import bubblewrap, cgroup
+from rrtf_serve.sandbox.inside import folder
 from rrtf_serve.sandbox.inside.confinement import Setup
 from rrtf_serve.sandbox.limits import Level, Limits
 
@@ -169,7 +169,9 @@ class Cell:
             self._group.remove()
             self._group = None
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            folder.empty(str(self._folder))
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
             self._folder = None
 
     def _host(self) -> socket.socket:

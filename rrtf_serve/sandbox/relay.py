@@ -37,6 +37,7 @@ class Outcome:
     """What happened, before it is made a verdict."""
 
     compiled: bool = False
+    tests_failed: bool = False  # the tests' process ended the run, maybe before the candidate was compiled
     ready: bool = False
     kind: Kind | None = None
     message: str = ""
@@ -127,7 +128,7 @@ class Relay:
         if name not in self._confined and not self.outcome.message:
             raise CellError(f"{name}: {self._printed.text.strip() or 'ended before it was confined'}")
         if name == "examiner":
-            self._over = True
+            self.outcome.tests_failed = self._over = True
         elif not self._told:
             self._told = True
             self.outcome.stop(*death("the programme", self._exits[name], self._limits))
@@ -191,7 +192,7 @@ class Relay:
         elif kind is Frame.FAILED and not self._started:
             name, message = failure(payload)
             self.outcome.stop(None, f"the tests could not be loaded: {name}: {message}")
-            self._over = True
+            self.outcome.tests_failed = self._over = True
         elif kind is Frame.RESULT and self._started and payload.startswith(self._nonce):
             self._take_result(payload[len(self._nonce) :])
         else:

@@ -138,7 +138,7 @@ def _verdict(outcome: Outcome, level: Level) -> Verdict:
 
 
 def _status(outcome: Outcome, tests: list[TestResult], wanted: int) -> Status:
-    if not outcome.compiled:
+    if not outcome.compiled and not outcome.tests_failed:
         return Status.COMPILE_ERROR
     passed = sum(test.passed for test in tests)
     if outcome.message or not outcome.complete or not passed:

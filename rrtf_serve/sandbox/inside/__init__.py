@@ -5,6 +5,7 @@ candidate   runs the candidate and answers calls;  examiner  runs the tests and 
 proxies     what the tests see of a candidate's own objects;  oracle  how outputs are compared
 assertions  test code rewritten so that each assertion is a test
 zygote      forks one fresh child per run
+folder      what a run left on the disk, measured and removed
 confinement namespaces, landlock, rlimits;  seccomp, syscalls  the system-call filter
 
 Nothing here is trusted by the host once untrusted code has started.

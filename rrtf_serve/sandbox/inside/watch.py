@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
 
+from rrtf_serve.sandbox.inside import folder
 from rrtf_serve.sandbox.inside.confinement import Order, Setup
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -19,7 +19,7 @@ class Watch:
     def __init__(self, child: int, order: Order, setup: Setup, *, nested: bool, own: frozenset[int]) -> None:
         self._child = child
         self._order = order
-        self._folder = None if nested else Path(setup.folder)
+        self._folder = None if nested else setup.folder
         self._own = own  # of a process namespace that holds nothing but us and the run
         self._tree = order.role == "command"
         self.needed = self._tree or self._folder is not None
@@ -44,20 +44,13 @@ class Watch:
             if cpu > self._order.cpu_s:
                 return "cpu"
         if self._folder is not None:
-            return _folder_breaks(self._folder, self._order)
+            return folder.breaks(self._folder, self._order.files, self._order.file_bytes)
         return ""
 
     def clean(self) -> None:
         """Empty a folder that outlives the run; whatever can't be removed is left for the host to find."""
-        if self._folder is None:
-            return
-        for entry in list(os.scandir(self._folder)):
-            path = Path(entry.path)
-            if entry.is_dir(follow_symlinks=False):
-                _unlock(path)
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        if self._folder is not None:
+            folder.empty(self._folder)
 
 
 def end_strays() -> None:
@@ -98,36 +91,3 @@ def _usage(pid: int, group: int | None) -> tuple[int, float] | None:
     if not fields or (group is not None and int(fields[2]) != group):
         return None
     return int(fields[21]) * PAGE, (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def _folder_breaks(folder: Path, order: Order) -> str:
-    files = size = 0
-    pending = [folder]
-    while pending:
-        try:
-            entries = list(os.scandir(pending.pop()))
-        except OSError:
-            continue  # removed meanwhile, or locked against us: then it holds nothing we could count
-        files += len(entries)
-        if files > order.files:
-            return "files"
-        for entry in entries:
-            try:
-                size += entry.stat(follow_symlinks=False).st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(Path(entry.path))
-            except OSError:
-                continue
-    return "disk" if size > order.file_bytes else ""
-
-
-def _unlock(folder: Path) -> None:
-    """Give ourselves back the rights on folders that a run took away."""
-    pending = [folder]
-    while pending:
-        path = pending.pop()
-        try:
-            path.chmod(0o700)
-            pending += [Path(e.path) for e in os.scandir(path) if e.is_dir(follow_symlinks=False)]
-        except OSError:
-            continue
