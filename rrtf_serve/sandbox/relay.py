@@ -37,7 +37,7 @@ class Outcome:
     """What happened, before it is made a verdict."""
 
     compiled: bool = False
-    tests_failed: bool = False  # the tests' process ended the run, maybe before the candidate was compiled
+    tests_failed: bool = False  # they are the reason, maybe before the candidate was compiled
     ready: bool = False
     kind: Kind | None = None
     message: str = ""
@@ -50,10 +50,10 @@ class Outcome:
     printed: str = ""
     seconds: float = 0.0
 
-    def stop(self, kind: Kind | None, message: str) -> None:
-        """The first reason is the reason."""
+    def stop(self, kind: Kind | None, message: str, *, tests: bool = False) -> None:
+        """The first reason is the reason; `tests` where it is the tests' own."""
         if not self.message:
-            self.kind, self.message = kind, message
+            self.kind, self.message, self.tests_failed = kind, message, tests
 
 
 class Relay:
@@ -128,7 +128,8 @@ class Relay:
         if name not in self._confined and not self.outcome.message:
             raise CellError(f"{name}: {self._printed.text.strip() or 'ended before it was confined'}")
         if name == "examiner":
-            self.outcome.tests_failed = self._over = True
+            self.outcome.stop(*death("the tests' process", self._exits[name], self._limits), tests=True)
+            self._over = True
         elif not self._told:
             self._told = True
             self.outcome.stop(*death("the programme", self._exits[name], self._limits))
@@ -191,8 +192,8 @@ class Relay:
             self._start("examiner", payload)
         elif kind is Frame.FAILED and not self._started:
             name, message = failure(payload)
-            self.outcome.stop(None, f"the tests could not be loaded: {name}: {message}")
-            self.outcome.tests_failed = self._over = True
+            self.outcome.stop(None, f"the tests could not be loaded: {name}: {message}", tests=True)
+            self._over = True
         elif kind is Frame.RESULT and self._started and payload.startswith(self._nonce):
             self._take_result(payload[len(self._nonce) :])
         else:
@@ -233,7 +234,8 @@ class Relay:
         self.outcome.complete = "candidate" not in self._exits and not self.outcome.message
 
     def _stop(self, name: str, kind: Kind, message: str) -> None:
-        self.outcome.stop(kind, message if name == "candidate" else f"the tests' process {message}")
+        tests = name == "examiner"
+        self.outcome.stop(kind, f"the tests' process {message}" if tests else message, tests=tests)
         line = self._lines[name]
         if line.open:
             line.open = False
