@@ -17,6 +17,8 @@ from rrtf_serve.models.folder import describe
 from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.preparation import prepare
 
+SETTLE_S = 2.0  # freed memory goes back to the system just after the answer has
+
 CODE = '''def quicksort(items):
     """Sort a list of numbers and return a new list."""
     if len(items) <= 1:
@@ -107,12 +109,15 @@ def measure_memory(model: str, *, prompt_tokens: int = 1024) -> dict[str, Any]:
         short, _ = resident_mb(server.pid)
         post_json(url, {"prompt": prompt, "max_tokens": 8, "temperature": 0})
         long, peak = resident_mb(server.pid)
+        time.sleep(SETTLE_S)
+        settled, _ = resident_mb(server.pid)
     return {
         "model": model,
         "prompt_tokens": prompt_tokens,
         "idle_mb": idle,
         "after_short_answer_mb": short,
         "after_long_prompt_mb": long,
+        f"{SETTLE_S:g}_s_later_mb": settled,
         "peak_mb": peak,
         "machine": machine_record(),
     }

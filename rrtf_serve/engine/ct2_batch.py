@@ -21,6 +21,7 @@ from rrtf_serve.engine.protocol import Capabilities, Delta, EngineError, FinishR
 LOGITS_BYTES = 256 * 2**20  # what one call may hold in logits, whether scoring or generating
 # Tokens by which prompts of one call may differ: each one beyond the shortest costs a whole decode step.
 PROMPT_SPREAD = 16
+LONG_PREFILL = 256  # prompt tokens in a call; from here on a prefill leaves 100 MB and more behind
 # Division by less than this makes every token but the best one impossible in float32.
 GREEDY_BELOW = 1e-4
 # With top_p so many of the best tokens are candidates. CTranslate2 refuses more on CUDA; on CPU it sorts them
@@ -220,6 +221,8 @@ class _Leg:
 
     def _begin(self, step: int, result: Any) -> None:
         self._flush()
+        if self._step < 0 and sum(len(row.prompt) for row in self._rows) >= LONG_PREFILL:
+            trim_memory()  # what the prefill needed and the decoding doesn't
         self._step = step
         self._expected = sum(not row.ended and row.first <= step for row in self._rows)
         if self._sampling.logprobs:
