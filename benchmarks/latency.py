@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import uvicorn
 from tqdm import trange
 
 from benchmarks.machine import machine_record
-from benchmarks.server import StreamTiming, post_json, resident_mb, running_server, time_stream
+from benchmarks.server import StreamTiming, post_json, resident_mb, running_server, time_stream_apart
 from benchmarks.spread import summary
+from rrtf_serve.api.app import ApiSettings, create_app
 from rrtf_serve.config import ServeConfig
 from rrtf_serve.engine.ct2 import Ct2Engine
 from rrtf_serve.engine.protocol import Request, Sampling
-from rrtf_serve.models.folder import describe
+from rrtf_serve.engine.scheduler import Scheduler
+from rrtf_serve.main import assemble
+from rrtf_serve.models.folder import Card, describe
 from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.preparation import prepare
+from rrtf_serve.process import address_of, reserve
 
 SETTLE_S = 2.0  # freed memory goes back to the system just after the answer has
 
@@ -42,25 +52,26 @@ def code_prompt(tokenizer: Tokenizer, tokens: int) -> tuple[int, ...]:
 def measure_overhead(
     model: str, *, repeats: int, prompt_tokens: int = 64, new_tokens: int = 64
 ) -> dict[str, Any]:
-    """Interleaved runs of one greedy completion: engine called directly, then the same through HTTP.
+    """Interleaved runs of one greedy completion: engine called directly, then the same engine through HTTP.
 
-    Decode is tokens/s after the first token; TTFT in milliseconds. Both sides run the same folder with the
-    same settings, one request at a time, each in a process of its own.
+    Decode is tokens/s after the first token; TTFT in milliseconds. One engine serves both sides, since two
+    copies of a model differ in speed by more than what is measured here (how their memory came to lie). The
+    client runs in a process of its own.
     """
     folder = prepare(ServeConfig(model=model))
     card = describe(folder, name=folder.name, family=None, context_length=None)
     prompt = code_prompt(Tokenizer.load(folder), prompt_tokens)
-    engine = Ct2Engine(folder, context_length=card.context_length)
     direct: list[StreamTiming] = []
     served: list[StreamTiming] = []
+    engine = Ct2Engine(folder, context_length=card.context_length)
     try:
-        with running_server("--model", str(folder), "--no-ui") as server:
+        with _served_by(engine, folder, card) as address:
             body = {"prompt": list(prompt), "max_tokens": new_tokens, "temperature": 0}
-            url = f"{server.address}/v1/completions"
-            time_stream(url, body), _time_engine(engine, prompt, new_tokens)  # warm both
+            url = f"{address}/v1/completions"
+            time_stream_apart(url, body), _time_engine(engine, prompt, new_tokens)  # warm both
             for _ in trange(repeats, desc="interleaved runs"):
                 direct.append(_time_engine(engine, prompt, new_tokens))
-                served.append(time_stream(url, body))
+                served.append(time_stream_apart(url, body))
     finally:
         engine.close()
     pairs = list(zip(direct, served, strict=True))
@@ -76,6 +87,26 @@ def measure_overhead(
         "ttft_cost_ms": summary([1000 * (over.ttft_s - base.ttft_s) for base, over in pairs]),
         "machine": machine_record(),
     }
+
+
+@contextmanager
+def _served_by(engine: Ct2Engine, folder: Path, card: Card) -> Iterator[str]:
+    """The API over `engine` in a thread of this process; yields its address."""
+    scheduler = Scheduler(engine)
+    served = assemble(ServeConfig(), folder, card, scheduler)
+    with reserve("127.0.0.1", 0) as listener:
+        listener.listen()
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(served, settings=ApiSettings()), log_level="warning")
+        )
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+        thread.start()
+        try:
+            yield address_of(listener)
+        finally:
+            server.should_exit = True
+            thread.join()
+            asyncio.run(scheduler.close(0))
 
 
 def _time_engine(engine: Ct2Engine, prompt: tuple[int, ...], new_tokens: int) -> StreamTiming:

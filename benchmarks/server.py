@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -125,6 +125,15 @@ def time_stream(url: str, body: dict[str, Any]) -> StreamTiming:
     return StreamTiming(arrivals[0] - started, (tokens - 1) / (arrivals[-1] - arrivals[0]))
 
 
+def time_stream_apart(url: str, body: dict[str, Any]) -> StreamTiming:
+    """`time_stream` in a process of its own, so that it takes no turn from a server in this one."""
+    command = [sys.executable, "-m", "benchmarks.server"]
+    done = subprocess.run(
+        command, input=json.dumps([url, body]), stdout=subprocess.PIPE, text=True, check=True
+    )
+    return StreamTiming(*json.loads(done.stdout))
+
+
 def resident_mb(pid: int) -> tuple[float, float]:
     """Resident memory now and at its peak, in MB (10^6 bytes), from /proc (Linux)."""
     fields = dict(
@@ -134,3 +143,7 @@ def resident_mb(pid: int) -> tuple[float, float]:
     )
     now, peak = (int(fields[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM"))
     return now, peak
+
+
+if __name__ == "__main__":
+    json.dump(astuple(time_stream(*json.load(sys.stdin))), sys.stdout)

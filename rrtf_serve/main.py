@@ -81,10 +81,6 @@ def main(argv: list[str] | None = None) -> int:
 async def serve(config: ServeConfig, folder: Path, keys: frozenset[str], listener: socket.socket) -> int:
     """Serve `folder` until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to finish."""
     card = describe(folder, name=folder.name, family=config.family, context_length=config.context_length)
-    tokenizer = Tokenizer.load(folder)
-    family = card.family or detect_family(card.architecture, tokenizer, card.name, card.chat_template)
-    if family not in FAMILIES:
-        raise ModelError(f"--family {family}: unknown; known: {', '.join(sorted(FAMILIES))}")
     started = time.monotonic()
     engine = Ct2Engine(
         folder,
@@ -96,22 +92,7 @@ async def serve(config: ServeConfig, folder: Path, keys: frozenset[str], listene
     )
     scheduler = Scheduler(engine, max_queue=config.max_queue)
     try:
-        served = Served(
-            name=config.served_name or card.name,
-            aliases=_aliases(card, config.served_name),
-            card=card,
-            tokenizer=tokenizer,
-            prompts=Prompts(
-                tokenizer,
-                FAMILIES[family],
-                chat_template=card.chat_template,
-                add_bos=card.add_bos,
-                bos_token=card.bos_token,
-                end_tokens=card.end_tokens,
-            ),
-            scheduler=scheduler,
-            created=int(time.time()),
-        )
+        served = assemble(config, folder, card, scheduler)
         # The page is a client like any other: with keys set it needs one, its own, made anew at each start.
         page_key = secrets.token_urlsafe(32) if keys else None
         digests = keys | {hash_key(page_key)} if page_key else keys
@@ -126,6 +107,33 @@ async def serve(config: ServeConfig, folder: Path, keys: frozenset[str], listene
         await scheduler.close(0)
         engine.close()
     return 0
+
+
+def assemble(config: ServeConfig, folder: Path, card: Card, scheduler: Scheduler) -> Served:
+    """What the API serves: the folder's tokenizer and prompts, its names, and the scheduler of its engine.
+
+    Raises ModelError on an unknown family or an unreadable tokenizer.
+    """
+    tokenizer = Tokenizer.load(folder)
+    family = card.family or detect_family(card.architecture, tokenizer, card.name, card.chat_template)
+    if family not in FAMILIES:
+        raise ModelError(f"--family {family}: unknown; known: {', '.join(sorted(FAMILIES))}")
+    return Served(
+        name=config.served_name or card.name,
+        aliases=_aliases(card, config.served_name),
+        card=card,
+        tokenizer=tokenizer,
+        prompts=Prompts(
+            tokenizer,
+            FAMILIES[family],
+            chat_template=card.chat_template,
+            add_bos=card.add_bos,
+            bos_token=card.bos_token,
+            end_tokens=card.end_tokens,
+        ),
+        scheduler=scheduler,
+        created=int(time.time()),
+    )
 
 
 def _aliases(card: Card, served_name: str | None) -> tuple[str, ...]:
