@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -158,8 +159,10 @@ def test_a_gguf_file_is_converted_once_and_served(smollm2_source: Source, tmp_pa
 
 def test_the_base_wheel_converts_and_serves_without_torch(smollm2_source: Source, tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    # A copy: building leaves files beside the sources, which the next build would pack.
+    source = shutil.copytree(PROJECT, tmp_path / "source", ignore=shutil.ignore_patterns(".*", "build"))
     subprocess.run(
-        [*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(PROJECT)], check=True, capture_output=True
+        [*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(source)], check=True, capture_output=True
     )
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
