@@ -14,7 +14,7 @@ import uvicorn
 from tqdm import trange
 
 from benchmarks.machine import machine_record
-from benchmarks.server import StreamTiming, post_json, resident_mb, running_server, time_stream_apart
+from benchmarks.server import PAUSE_S, StreamTiming, post_json, resident_mb, running_server, time_stream_apart
 from benchmarks.spread import summary
 from rrtf_serve.api.app import ApiSettings, create_app
 from rrtf_serve.config import ServeConfig
@@ -70,6 +70,7 @@ def measure_overhead(
             url = f"{address}/v1/completions"
             time_stream_apart(url, body), _time_engine(engine, prompt, new_tokens)  # warm both
             for _ in trange(repeats, desc="interleaved runs"):
+                time.sleep(PAUSE_S)
                 direct.append(_time_engine(engine, prompt, new_tokens))
                 served.append(time_stream_apart(url, body))
     finally:

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 START_LIMIT_S = 600
+PAUSE_S = 0.5  # before each timed run, so that all find the engine's threads asleep
 
 
 @dataclass(frozen=True)
@@ -146,4 +147,5 @@ def resident_mb(pid: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
+    time.sleep(PAUSE_S)
     json.dump(astuple(time_stream(*json.load(sys.stdin))), sys.stdout)
