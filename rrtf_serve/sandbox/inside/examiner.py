@@ -88,10 +88,10 @@ class _Side:
                 if simple:
                     namespace[order["entry"]] = self.entry
                 namespace["candidate"] = self.entry
-                had_check = namespace.pop("check", None)
+                before = namespace.get("check")  # the entry point's, the prelude's or the candidate's own
                 exec(compiled, namespace)
-                check = namespace.get("check", had_check)
-                if callable(check) and not (simple and order["entry"] == "check"):
+                check = namespace.get("check")
+                if check is not before and callable(check):
                     check(self.entry)
                 finished = True
             except Gone:
