@@ -168,6 +168,11 @@ def _add_judging(commands: Any) -> None:
     one.add_argument("--k", dest="ks", type=int, nargs="+", default=[], help="default: 1, 10, 100 up to n")
     one.add_argument("--protocol", help="paper: n 200, T 0.2 and 1.2, top-p 0.95, docstring-first prompt")
     one.add_argument("--batch", type=int, default=16, help="rows decoded, or requests sent, at a time")
+    one.add_argument(
+        "--prompt-spread", type=int, default=16, metavar="TOKENS",
+        help="prompts of one batch may differ by so much; 0: no int8 answer depends on its batch, several "
+        "times slower (ct2; default: 16, the most)",
+    )  # fmt: skip
     one.add_argument("--threads", type=int, default=0, help="of the ct2 engine; 0: one per core")
     one.add_argument("--output", "-o", type=Path, help="folder (default: below ./rrtf-passk)")
 
