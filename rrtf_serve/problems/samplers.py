@@ -232,8 +232,8 @@ class HttpSampler:
                         running[pool.submit(self._one, path, body)] = position
                     if not running:
                         return
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
+                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in ended:
                         yield running.pop(future), future.result()
             finally:
                 for future in running:

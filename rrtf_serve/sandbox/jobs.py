@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+class BadJob(ValueError):  # noqa: N818  # reads as what happened where it is caught
+    """A job that can't be run at all, whatever the candidate; says what is the matter with it."""
+
+
 @dataclass(frozen=True)
 class FunctionJob:
     """A function (or method) and test code that calls it.
@@ -83,8 +87,16 @@ class CaseJob:
 
 @dataclass(frozen=True)
 class StdioCase:
-    stdin: str
+    stdin: str  # half surrogates U+DC80 to U+DCFF stand for bytes that are no UTF-8 (PEP 383)
     expected: str
+
+    @property
+    def data(self) -> bytes:
+        """Raises BadJob where other half surrogates are in it."""
+        try:
+            return self.stdin.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise BadJob(f"a case's standard input can't be written as bytes: {error}") from error
 
 
 @dataclass(frozen=True)
