@@ -32,12 +32,20 @@ EXAMPLES = """examples:
   rrtf-bench compare run-a run-b                  paired test of two judged runs
 """
 
+SHOWN = 10  # names of a list in a table; --json has them all
+
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         report = arguments.run(arguments)
-    except (ModelError, ValueError, RuntimeError, OSError) as error:
+    except ModelError as error:
+        print(f"rrtf-bench: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:  # a flag, or a file that a flag names
+        print(f"rrtf-bench: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, OSError) as error:
         print(f"rrtf-bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -56,11 +64,18 @@ def _print_table(report: dict[str, Any], indent: str = "") -> None:
         if isinstance(value, dict) and set(value) == {"median", "min", "max", "n"}:
             text = "{median:.2f} (min {min:.2f}, max {max:.2f}, n {n})".format(**value)
             print(f"{indent}{key:<24}{text}")
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             print(f"{indent}{key}")
             _print_table(value, indent + "  ")
+        elif isinstance(value, dict | list):
+            print(f"{indent}{key:<24}{_shortened(list(value))}")
         else:
             print(f"{indent}{key:<24}{f'{value:.3g}' if isinstance(value, float) else value}")
+
+
+def _shortened(names: list[Any]) -> str:
+    shown = ", ".join(map(str, names[:SHOWN]))
+    return f"{shown}, and {len(names) - SHOWN} more" if len(names) > SHOWN else shown or "none"
 
 
 def _sandbox_options(arguments: argparse.Namespace) -> SandboxOptions:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +51,8 @@ class Sandbox:
     site_packages  folders the candidate may import from besides the standard library, read-only
     preload        more modules to import once before any candidate, so that importing them costs nothing
 
-    Raises SandboxUnavailable when the level can't be had, ValueError on an unknown level in RRTF_SANDBOX.
+    Raises SandboxUnavailable when the level can't be had, ValueError on an unknown level in RRTF_SANDBOX and
+    on a folder of packages that is not there.
     """
 
     def __init__(
@@ -63,6 +65,9 @@ class Sandbox:
     ) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
+        for folder in site_packages:
+            if not folder.is_dir():
+                raise ValueError(f"site_packages: {folder} is no folder")
         cgroup.sweep()
         self._level, self._report = selftest.choose(level)
         self._options = CellOptions(
@@ -84,6 +89,14 @@ class Sandbox:
     @property
     def level(self) -> Level:
         return self._level
+
+    @property
+    def conditions(self) -> str:
+        """What decides a verdict besides the job and its limits: level, interpreter, packages (by the names
+        in their folders, which hold their versions)."""
+        names = [[str(p), sorted(e.name for e in p.iterdir())] for p in self._options.packages]
+        python = ".".join(map(str, sys.version_info[:3]))
+        return f"{self._level.value}\npython {python}\n{names}"
 
     def selftest(self) -> selftest.Report:
         """What was tried at start-up to break out, and what came of it."""
