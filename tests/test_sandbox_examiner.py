@@ -63,7 +63,7 @@ def test_the_tests_own_check_comes_before_the_preludes(sandbox: Sandbox) -> None
     [
         "assert all(map(f, [2, 3, 5]))\n",
         "assert not any(map(f, [2, 3, 5]))\n",
-        "def check(candidate):\n    for got, want in zip(map(candidate, [1]), [1]):\n        assert got == want\n",
+        "def check(c):\n    for got, want in zip(map(c, [1]), [1]):\n        assert got == want\n",
         "assert list(filter(f, [1, 2])) == []\n",
         "assert [f(n) for n in iter(lambda: f(1), 7)] == []\n",
     ],

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -146,6 +147,33 @@ def test_a_sandbox_that_is_closed_leaves_nobody_waiting() -> None:
     assert not any(thread.is_alive() for thread in threads)
     assert errors
     assert set(errors) == {"the sandbox is closed"}
+
+
+@pytest.mark.parametrize("kind", [3, 4])
+def test_what_the_judge_reads_is_short(sandbox: Sandbox, kind: int) -> None:
+    """JSON takes many times its own size to be read: a long one costs the judge neither memory nor time."""
+    code = (
+        "import os, struct\nbody = b'[0,0,[' + b'[],' * 10_000_000 + b'0]]'\n"
+        f"raw = struct.pack('!BI', {kind}, len(body)) + body\nwhile raw:\n    raw = raw[os.write(3, raw):]\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    verdict = sandbox.judge(FunctionJob(code, "f", "assert f()\n"), Limits(value_bytes=256 << 20))
+    assert (verdict.status, verdict.kind) == (Status.RUNTIME_ERROR, Kind.KILLED), verdict
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000
+    assert time.monotonic() - began < 5
+
+
+def test_what_hostile_tests_report_is_short(sandbox: Sandbox) -> None:
+    tests = (
+        "import gc, struct\nwhile True:\n    for o in gc.get_objects():\n"
+        "        if type(o).__name__ == 'Channel':\n            body = b'[' + b'[],' * 10_000_000 + b'0]'\n"
+        "            o._socket.sendall(struct.pack('!BI', 9, len(body)) + body)\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    verdict = sandbox.judge(FunctionJob("def f(): pass\n", "f", tests), Limits(value_bytes=256 << 20))
+    assert (verdict.status, verdict.kind) == (Status.RUNTIME_ERROR, Kind.KILLED), verdict
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000
 
 
 @pytest.mark.skipif(not available("cpp"), reason="no C++ compiler here")

@@ -106,10 +106,12 @@ def test_a_run_may_nest_as_it_likes_and_its_cell_lives_on(sandbox: Sandbox) -> N
     code = "import os\ndef f(x):\n    for _ in range(5000):\n        os.mkdir('d')\n        os.chdir('d')\n"
     look = FunctionJob("import os\ndef f(x):\n    return os.listdir('.')", "f", "assert f(1) == []")
     assert sandbox.judge(look).passed
-    processes = [cell._process for cell in sandbox._cells]
+    worker = sandbox._idle.get()
+    sandbox._idle.put(worker)
+    processes = [cell._process for cell in (worker.candidate, worker.examiner)]
     sandbox.judge(FunctionJob(code, "f", "assert f(1) is None"), Limits(wall_s=20, cpu_s=20, files=10**6))
     assert sandbox.judge(look).passed
-    assert [cell._process for cell in sandbox._cells] == processes
+    assert [cell._process for cell in (worker.candidate, worker.examiner)] == processes
 
 
 def test_a_run_hides_no_files_by_rights_on_their_folder(sandbox: Sandbox) -> None:

@@ -148,7 +148,7 @@ HOSTILE_TESTS = {
     "endless_after_a_pass": "assert f(1) == 2\nwhile True:\n    pass\n",
     "syntax": "assert f(1) ==\n",
     "forged_without_nonce": (
-        'import gc, struct\nbody = b\'[[["all", true, "", ""]], 5, null]\'\n'
+        'import gc, struct\nbody = b\'[[["all", true, "", ""]], 5]\'\n'
         "for o in gc.get_objects():\n    if type(o).__name__ == 'Channel':\n"
         "        o._socket.sendall(struct.pack('!BI', 9, len(body)) + body)\nassert f(1) == 3\n"
     ),

@@ -260,6 +260,42 @@ def test_whole_programmes(sandbox: Sandbox) -> None:
     assert sandbox.judge(StdioJob(main, (good,)), LIMITS).passed
 
 
+ENDINGS = {
+    "exit_function": (
+        "import atexit, io, sys\nbuffer = io.StringIO()\nsys.stdout = buffer\n"
+        "atexit.register(lambda: sys.__stdout__.write(buffer.getvalue()))\nprint(7)\n"
+    ),
+    "thread": (
+        "import threading, time\ndef main():\n    time.sleep(0.1)\n    print(int(input()) + 3)\n"
+        "threading.stack_size(1 << 27)\nthreading.Thread(target=main).start()\n"
+    ),
+    "own_writer": "out = open(1, 'w', closefd=False)\nout.write('7')\n",
+    "destructor": "class A:\n    def __del__(self):\n        print(7)\na = A()\n",
+    "device": "print(int(open('/dev/stdin').read()) + 3)\n",
+    "fileinput": "import fileinput\nfor line in fileinput.input():\n    print(int(line) + 3)\n",
+    "arguments": "import os, sys\nassert len(sys.argv) == len(sys.orig_argv) == 1 and os.path.basename(__file__)\nprint(7)\n",
+    "stack": (
+        "import resource, sys, threading\nresource.setrlimit(resource.RLIMIT_STACK, (1 << 28, resource.RLIM_INFINITY))\n"
+        "sys.setrecursionlimit(10 ** 6)\nf = lambda n: n and 1 + f(n - 1)\nprint(f(20000) - 19993)\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_programmes_find_and_end_what_python_itself_would(sandbox: Sandbox, name: str) -> None:
+    verdict = sandbox.judge(StdioJob(ENDINGS[name], (StdioCase("4\n", "7\n"),)), LIMITS)
+    assert verdict.passed, verdict
+
+
+def test_a_programme_that_never_ends_after_its_end_is_timed_out(sandbox: Sandbox) -> None:
+    for endless in (
+        "import atexit, time\natexit.register(lambda: time.sleep(60))\nprint(7)\n",
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\nprint(7)\n",
+    ):
+        verdict = sandbox.judge(StdioJob(endless, (StdioCase("", "7\n"),)), Limits(wall_s=1))
+        assert verdict.kind is Kind.TIMEOUT, verdict
+
+
 PROGRAMMES = {
     "javascript": "const assert = require('node:assert');\nfunction f(x) { return x + 1; }\nassert.deepEqual(f(1), 2);\n",
     "typescript": "function f(x: number): number { return x + 1; }\nif (f(1) !== 2) throw new Error('no');\n",

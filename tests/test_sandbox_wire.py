@@ -46,7 +46,7 @@ def there_and_back(value: object) -> Any:
     return Reader(codec(), nodes).decode(item)
 
 
-def same(left: Any, right: Any) -> bool:
+def same(left: Any, right: Any) -> bool:  # noqa: PLR0911  # one branch per type is the clearest form
     if type(left) is not type(right):
         return False
     if isinstance(left, float):

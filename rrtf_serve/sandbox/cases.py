@@ -79,4 +79,4 @@ def encode(value: object) -> str:
     codec = Codec(lambda *_: None, lambda _: None, lambda _: False, refuse)
     message = Message(codec)
     item = message.encode(value)
-    return dumps([item, message.nodes]).decode()
+    return dumps([item, message.nodes]).decode("utf-8", "surrogatepass")

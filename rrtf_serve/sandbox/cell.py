@@ -78,7 +78,7 @@ class CellOptions:
     level: Level
     packages: tuple[Path, ...]
     preload: tuple[str, ...]
-    programs: tuple[Path, ...] = ()  # folders of other languages' interpreters, outside /usr
+    programs: tuple[Path, ...] = ()  # other languages' interpreters outside /usr, and what they need
 
 
 class Cell:
@@ -98,6 +98,11 @@ class Cell:
     def fileno(self) -> int:
         """Readable when the run has ended."""
         return self._host().fileno()
+
+    def started(self) -> Cell:
+        """Itself, once its zygote runs."""
+        self.start()
+        return self
 
     def start(self) -> None:
         """Start the zygote unless it runs; returns once it is ready."""
@@ -186,6 +191,8 @@ class Cell:
         code = "/rrtf" if bubblewrapped else str(INSIDE.parent)
         python = [str(_interpreter()), "-I", "-S", "-B", "-c", BOOTSTRAP, code, str(fd)]
         environment = dict(ENVIRONMENT)
+        places = [str(path.parent) for path in self._options.programs if path.is_file()]
+        environment["PATH"] = ":".join([*dict.fromkeys(places), environment["PATH"]])
         info_read = info_write = -1
         if bubblewrapped:
             bwrap = bubblewrap.find()

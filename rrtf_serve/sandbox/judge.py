@@ -8,7 +8,6 @@ with Sandbox() as sandbox:
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import sys
@@ -17,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -70,18 +70,15 @@ class Sandbox:
                 raise ValueError(f"site_packages: {folder} is no folder")
         cgroup.sweep()
         self._level, self._report = selftest.choose(level)
-        self._options = CellOptions(
-            self._level,
-            tuple(path.resolve() for path in site_packages),
-            (*PRELOAD, *preload),
-            tuple(languages.program_folders()),
-        )
+        self._packages = tuple(path.resolve() for path in site_packages)
+        python = CellOptions(self._level, self._packages, (*PRELOAD, *preload))
+        # Only programmes of other languages see where their interpreters lie.
+        other = CellOptions(self._level, (), (), tuple(languages.program_files()))
         self.workers = workers or len(os.sched_getaffinity(0))
-        self._pairs: SimpleQueue[tuple[Cell, Cell]] = SimpleQueue()
-        numbers = itertools.count()
-        self._cells = [Cell(self._options, next(numbers)) for _ in range(2 * self.workers)]
-        for pair in zip(self._cells[::2], self._cells[1::2], strict=True):
-            self._pairs.put(pair)
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        for number in range(0, 3 * self.workers, 3):
+            cells = (Cell(python, number), Cell(python, number + 1), Cell(other, number + 2))
+            self._idle.put(_Worker(*cells))
         self._gate = _Gate()
         self._references = References()
         self._closed = False
@@ -94,7 +91,7 @@ class Sandbox:
     def conditions(self) -> str:
         """What decides a verdict besides the job and its limits: level, interpreter, packages (by the names
         in their folders, which hold their versions)."""
-        names = [[str(p), sorted(e.name for e in p.iterdir())] for p in self._options.packages]
+        names = [[str(p), sorted(e.name for e in p.iterdir())] for p in self._packages]
         python = ".".join(map(str, sys.version_info[:3]))
         return f"{self._level.value}\npython {python}\n{names}"
 
@@ -114,10 +111,10 @@ class Sandbox:
         """End every confined process, after the runs that are under way; idempotent."""
         if not self._closed:
             self._closed = True
-            pairs = [self._pairs.get() for _ in range(self.workers)]
-            for pair in pairs:
-                _close(pair)
-                self._pairs.put(pair)  # whoever waits for one is told that the sandbox is closed
+            everybody = [self._idle.get() for _ in range(self.workers)]
+            for worker in everybody:
+                worker.close()
+                self._idle.put(worker)  # whoever waits for one is told that the sandbox is closed
 
     def judge(self, job: Job, limits: Limits | None = None) -> Verdict:
         """Run one job. Never raises for anything the candidate or its tests do.
@@ -157,49 +154,57 @@ class Sandbox:
         """The verdict, and the seconds of processor time that the run had."""
         error = ""
         for _ in range(ATTEMPTS):
-            pair = self._take_pair()
+            worker = self._take_worker()
             try:
                 with gate():
-                    for cell in pair:
-                        cell.start()
-                    return self._run(job, limits, pair)
+                    return self._run(job, limits, worker)
             except BadJob:
                 raise
             except (CellError, OSError) as problem:
                 error = str(problem)
-                _close(pair)
+                worker.close()
             except Exception as problem:
                 # A fault of ours: it must cost no other job its verdict, and it must be seen.
                 log.exception("the sandbox failed on a job")
                 error = f"{type(problem).__name__}: {problem}"
-                _close(pair)
+                worker.close()
             except BaseException:  # interrupted: whatever still runs there is nobody's any more
-                _close(pair)
+                worker.close()
                 raise
             finally:
-                self._pairs.put(pair)
+                self._idle.put(worker)
         return Verdict(Status.INFRA_ERROR, self._level, message=error), 0.0
 
-    def _take_pair(self) -> tuple[Cell, Cell]:
-        pair = self._pairs.get()
+    def _take_worker(self) -> _Worker:
+        worker = self._idle.get()
         if self._closed:
-            self._pairs.put(pair)
+            self._idle.put(worker)
             raise ValueError("the sandbox is closed")
-        return pair
+        return worker
 
-    def _run(self, job: Job, limits: Limits, pair: tuple[Cell, Cell]) -> tuple[Verdict, float]:
+    def _run(self, job: Job, limits: Limits, worker: _Worker) -> tuple[Verdict, float]:
         if isinstance(job, FunctionJob):
-            return judge_function(job, limits, self._level, *pair)
+            cells = worker.candidate.started(), worker.examiner.started()
+            return judge_function(job, limits, self._level, cells)
         if isinstance(job, CaseJob):
-            return judge_cases(job, limits, self._level, self._references, pair)
+            cells = worker.candidate.started(), worker.examiner.started()
+            return judge_cases(job, limits, self._level, self._references, cells)
         if isinstance(job, StdioJob):
-            return judge_stdio(job, limits, self._level, pair[0])
-        return judge_program(job, limits, self._level, pair[0])
+            return judge_stdio(job, limits, self._level, worker.candidate.started())
+        return judge_program(job, limits, self._level, worker.command.started())
 
 
-def _close(pair: tuple[Cell, Cell]) -> None:
-    for cell in pair:
-        cell.close()
+@dataclass(frozen=True)
+class _Worker:
+    """The cells of one run at a time; each starts when it is first needed."""
+
+    candidate: Cell
+    examiner: Cell
+    command: Cell  # of other languages
+
+    def close(self) -> None:
+        for cell in (self.candidate, self.examiner, self.command):
+            cell.close()
 
 
 class _Gate:

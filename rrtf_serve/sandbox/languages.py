@@ -6,6 +6,7 @@ the tests included, came to its end; exiting early with status 0 does not print 
 
 from __future__ import annotations
 
+import pwd
 import re
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from rrtf_serve.sandbox.jobs import BadJob
 
 STRIPS_TYPES = (22, 6)  # the first node that runs TypeScript by itself
+PARTS = ("lib", "lib64", "libexec", "include")  # of an installation, besides its bin
 COMPILE_FAILED = 97  # what the run command exits with where compiling failed
 
 
@@ -104,12 +106,19 @@ def prepare(language: str, source: str) -> Prepared:
     return Prepared(files, ["/bin/sh", "-c", entry.run], nonce)
 
 
-def program_folders() -> list[Path]:
-    """Where interpreters outside /usr live, to be shown to the sandbox."""
-    found = []
-    for program in {p for language in LANGUAGES.values() for p in language.programs}:
+def program_files() -> list[Path]:
+    """Interpreters and compilers outside /usr, and the folders beside them that they need; nothing else of
+    the place they are installed in, and of a home or what holds one nothing but the programme itself."""
+    found: dict[Path, None] = {}
+    homes = {Path.home(), *(Path(entry.pw_dir) for entry in pwd.getpwall())}
+    for program in sorted({p for language in LANGUAGES.values() for p in language.programs}):
         path = shutil.which(program)
-        folder = Path(path).resolve().parent.parent if path else None
-        if folder and not folder.is_relative_to("/usr") and folder != Path("/"):
-            found.append(folder)
-    return found
+        file = Path(path).resolve() if path else None
+        if file is None or file.is_relative_to("/usr"):
+            continue
+        found[file] = None
+        prefix = file.parent.parent
+        if file.parent.name == "bin" and not any(home.is_relative_to(prefix) for home in homes):
+            parts = [prefix / name for name in PARTS] + [p for p in prefix.glob("*-linux-*") if p.is_dir()]
+            found |= dict.fromkeys(part for part in parts if part.is_dir())
+    return list(found)

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 
-from rrtf_serve.sandbox.inside.frames import HEADER, Frame
+from rrtf_serve.sandbox.inside.frames import HEADER, MOST_READ, Frame
 
 CHUNK = 1 << 18
 
@@ -68,17 +68,21 @@ class Line:
             return
         self._in += data
         while len(self._in) >= HEADER.size:
-            kind, length = HEADER.unpack_from(self._in)
+            number, length = HEADER.unpack_from(self._in)
+            try:
+                kind = Frame(number)
+            except ValueError:
+                raise BrokenProtocol(f"no message of type {number}") from None
+            if length > MOST_READ.get(kind, length):
+                raise BrokenProtocol(f"a {kind.name} of {length} bytes")
             if length > self._most:
                 raise OverflowError(f"a value of {length} bytes; Limits.value_bytes is {self._most}")
             if len(self._in) < HEADER.size + length:
                 return
-            payload = bytes(self._in[HEADER.size : HEADER.size + length])
+            with memoryview(self._in) as view:
+                payload = bytes(view[HEADER.size : HEADER.size + length])
             del self._in[: HEADER.size + length]
-            try:
-                yield Frame(kind), payload
-            except ValueError:
-                raise BrokenProtocol(f"no message of type {kind}") from None
+            yield kind, payload
 
     def close(self) -> None:
         self.release_guest()

@@ -20,10 +20,11 @@ SHOWN = 200
 Judged = tuple[Verdict, float]  # and the processor seconds that the run had
 
 
-def judge_function(job: FunctionJob, limits: Limits, level: Level, candidate: Cell, examiner: Cell) -> Judged:
+def judge_function(job: FunctionJob, limits: Limits, level: Level, cells: tuple[Cell, Cell]) -> Judged:
+    """The cells are the candidate's and the tests'; so below."""
     if len(job.candidate_code) > CODE_BYTES:
         return _too_long(level), 0.0
-    outcome = Relay(candidate, examiner, limits).run(
+    outcome = Relay(*cells, limits).run(
         {"code": job.candidate_code, "entry": job.entry_point},
         {"prelude": job.prelude, "test_code": job.test_code, "entry": job.entry_point},
     )

@@ -12,7 +12,7 @@ FIND_CHANNEL = (
     "    for c in channels():\n"
     "        c._socket.sendall(raw)\n"
 )
-RESULT = 'b\'[[["all", true, "", ""]], 5, null]\''
+RESULT = 'b\'[[["all", true, "", ""]], 5]\''
 
 FORGERIES = {
     "eq_says_yes": (
@@ -115,6 +115,14 @@ FORGERIES = {
     + 'def f(x):\n    say(frame(6, b\'[[99],[["tuple",[0]]],[[0,["list"]]]]\'))\n    return 0\n',
     "update_of_foreign": FIND_CHANNEL
     + 'def f(x):\n    say(frame(6, b\'[0,[],[[-1,["list"]],[4000,["dict"]]]]\'))\n    return 0\n',
+    "failure_to_be_read": FIND_CHANNEL
+    + "say(frame(4, b'[0,0,[' + b'[],' * 1_500_000 + b'0]]'))\ndef f(x):\n    return 0\n",
+    "ready_to_be_read": FIND_CHANNEL
+    + "say(frame(3, b'[' + b'[],' * 1_500_000 + b'0]'))\ndef f(x):\n    return 0\n",
+    "failed_and_answers": FIND_CHANNEL
+    + "def f(x):\n    say(frame(4, b'[0,0,0]') + frame(6, b'[2,[],[]]'))\n    return 0\n",
+    "stops_iteration": "def f(x):\n    raise StopIteration(x + 1)\n",
+    "forged_outputs": FIND_CHANNEL + "def f(x):\n    say(frame(10, b'0' * 32 + b'[2,[]]'))\n    return 0\n",
     "unfinished_frame": FIND_CHANNEL
     + "def f(x):\n    say(struct.pack('!BI', 6, 100) + b'[')\n    import time\n    time.sleep(60)\n",
     "pickle_bomb": (

@@ -7,9 +7,12 @@ its own pending calls as it likes, which it could do anyway.
 from __future__ import annotations
 
 import ast
+import atexit
 import builtins
+import gc
 import os
 import sys
+import threading
 import types
 from typing import Any
 
@@ -19,6 +22,7 @@ from rrtf_serve.sandbox.inside.wire import Codec, Json, WireError, dumps, loads
 
 SYNTAX_ERRORS = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError, UnicodeError)
 MESSAGE_LIMIT = 500
+PROGRAMME = "programme.py"  # what sys.argv and __file__ say; there is no such file
 
 
 def run(channel: Channel) -> None:
@@ -59,9 +63,9 @@ def run(channel: Channel) -> None:
 
 
 def flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__):
         try:
-            stream.flush()
+            stream.flush()  # type: ignore[union-attr]  # None is among what is caught
         except (AttributeError, OSError, ValueError):
             continue  # the candidate closed or replaced it
 
@@ -148,11 +152,15 @@ class _Served:
 
 
 def script(channel: Channel) -> None:
-    """Run a whole programme as `__main__`; the process's exit status says how it went."""
+    """Run a whole programme as `__main__` to the end that Python itself would come to.
+
+    Its threads are joined, its exit functions called, its objects gone and its streams flushed. The process's
+    exit status says how it went.
+    """
     order = loads(channel.receive()[1])
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    module.__dict__["__builtins__"] = builtins
+    module.__dict__.update({"__builtins__": builtins, "__file__": PROGRAMME})
     try:
         code = compile(order["code"], "<programme>", "exec", dont_inherit=True)
     except SYNTAX_ERRORS as error:
@@ -162,14 +170,16 @@ def script(channel: Channel) -> None:
     try:
         exec(code, module.__dict__)
     except SystemExit as stop:
-        flush()
         if stop.code not in (None, 0):
             channel.send(Frame.FAILED, dumps(["run", *_say(stop)]))
-        return
     except BaseException as error:  # the programme's own uncaught error, whatever it is
-        flush()
         channel.send(Frame.FAILED, dumps(["run", *_say(error)]))
-        return
+    threading._shutdown()  # type: ignore[attr-defined]  # what Python's own end calls first
+    atexit._run_exitfuncs()
+    for name in list(module.__dict__):
+        if name != "__builtins__":
+            module.__dict__[name] = None
+    gc.collect()
     flush()
 
 

@@ -48,7 +48,8 @@ def limit_resources(order: Order, *, count_processes: bool) -> None:
         resource.RLIMIT_NOFILE: (OPEN_FILES, OPEN_FILES),
         resource.RLIMIT_CORE: (0, 0),
         resource.RLIMIT_MEMLOCK: (0, 0),
-        resource.RLIMIT_STACK: (STACK_BYTES, STACK_BYTES),
+        # Programmes that recurse deeply raise it themselves; the limits on memory hold all the same.
+        resource.RLIMIT_STACK: (STACK_BYTES, resource.RLIM_INFINITY),
     }
     if order.role != "command":
         # Other languages' runtimes reserve far more than they use; RLIMIT_DATA and watch.py hold those.

@@ -12,7 +12,7 @@ from typing import Any
 
 from rrtf_serve.sandbox.inside import oracle
 from rrtf_serve.sandbox.inside.assertions import Assertion, rewrite
-from rrtf_serve.sandbox.inside.frames import Channel, Frame
+from rrtf_serve.sandbox.inside.frames import MOST_READ, Channel, Frame
 from rrtf_serve.sandbox.inside.peer import Gone, Peer, flags_of, proxy_factory
 from rrtf_serve.sandbox.inside.reader import Reader
 from rrtf_serve.sandbox.inside.wire import Codec, Json, WireError, dumps, loads
@@ -20,7 +20,8 @@ from rrtf_serve.sandbox.inside.writer import Message
 
 RECORDER = "__rrtf_tests__"
 SHOWN = 300  # characters of a failure's message
-MOST_REPORTED = 20_000  # results one by one; what is beyond is told as one
+MOST_REPORTED = 20_000  # results one by one
+REPORT_BYTES = MOST_READ[Frame.RESULT] - 1000
 
 Result = tuple[str, bool, str, str]  # name, passed, kind, message: as verdict.TestResult
 
@@ -37,18 +38,25 @@ def run(channel: Channel) -> None:
     channel.send(Frame.READY, dumps(sorted(side.classes)))
     kind, _ = channel.receive()
     results, outputs = ([], None) if kind is not Frame.READY else examine()
-    channel.send(
-        Frame.RESULT, order["nonce"].encode() + dumps([_shortened(results), side.peer.calls, outputs])
-    )
+    nonce = order["nonce"].encode()
+    if outputs is not None:
+        channel.send(Frame.OUTPUTS, nonce + outputs)
+    channel.send(Frame.RESULT, nonce + _report(results, side.peer.calls))
 
 
-def _shortened(results: list[Result]) -> list[Result]:
-    kept, rest = results[:MOST_REPORTED], results[MOST_REPORTED:]
-    if rest:
-        failed = [result for result in rest if not result[1]]
-        kind, message = failed[0][2:] if failed else ("", "")
-        kept.append((f"{len(rest)} more, {len(failed)} of them failed", not failed, kind, message))
-    return kept
+def _report(results: list[Result], calls: int) -> bytes:
+    """As many results one by one as the judge reads; those beyond as one."""
+    most = MOST_REPORTED
+    while True:
+        kept, rest = results[:most], results[most:]
+        if rest:
+            failed = [result for result in rest if not result[1]]
+            kind, message = failed[0][2:] if failed else ("", "")
+            kept.append((f"{len(rest)} more, {len(failed)} of them failed", not failed, kind, message))
+        report = dumps([kept, calls])
+        if len(report) <= REPORT_BYTES:
+            return report
+        most //= 2
 
 
 class _Side:
@@ -125,11 +133,11 @@ class _Side:
             if isinstance(value, type) and value.__module__ == "tests" and value.__name__ == name:
                 self.classes[name] = value
 
-    def prepare_cases(self, order: Json) -> Callable[[], tuple[list[Result], str | None]]:
+    def prepare_cases(self, order: Json) -> Callable[[], tuple[list[Result], bytes | None]]:
         arguments = _decoded(self._codec, order["arguments"])
         expected = None if order["expected"] is None else _decoded(self._codec, order["expected"])
 
-        def examine() -> tuple[list[Result], str | None]:
+        def examine() -> tuple[list[Result], bytes | None]:
             results: list[Result] = []
             outputs: list[Any] = []
             for number, case in enumerate(arguments):
@@ -220,10 +228,10 @@ def _decoded(codec: Codec, text: str) -> Any:
     return Reader(codec, nodes).decode(item)
 
 
-def _encoded(codec: Codec, value: object) -> str:
+def _encoded(codec: Codec, value: object) -> bytes:
     message = Message(codec)
     item = message.encode(value)
-    return dumps([item, message.nodes]).decode()
+    return dumps([item, message.nodes])
 
 
 def _difference(output: object, expected: object) -> str:

@@ -20,6 +20,17 @@ class Frame(IntEnum):
     RAISE = 7  # the same, as an exception
     GONE = 8  # judge -> examiner: the candidate is dead, report what you have
     RESULT = 9  # examiner -> judge: nonce, then the tests' results
+    OUTPUTS = 10  # examiner -> judge, before that: nonce, then what a reference returned; kept unread
+
+
+# What the judge itself reads may be no longer than this; all else is passed on, or kept, unread.
+MOST_READ = {
+    Frame.CONFINED: 0,
+    Frame.COMPILED: 0,
+    Frame.READY: 1 << 16,
+    Frame.FAILED: 1 << 16,
+    Frame.RESULT: 1 << 21,
+}
 
 
 class Channel:

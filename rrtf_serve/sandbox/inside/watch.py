@@ -22,6 +22,7 @@ class Watch:
         self._folder = None if nested else setup.folder
         self._own = own  # of a process namespace that holds nothing but us and the run
         self._tree = order.role == "command"
+        self._counted = not nested and setup.uid is None  # else the kernel counts them for us
         self.needed = self._tree or self._folder is not None
         self.peak_bytes = 0
 
@@ -43,9 +44,15 @@ class Watch:
                 return "processes"
             if cpu > self._order.cpu_s:
                 return "cpu"
+        elif self._counted and self._threads() > self._order.processes:
+            return "processes"
         if self._folder is not None:
             return folder.breaks(self._folder, self._order.files, self._order.file_bytes)
         return ""
+
+    def _threads(self) -> int:
+        fields = _stat(self._child)
+        return int(fields[17]) if fields else 0
 
     def clean(self) -> None:
         """Empty a folder that outlives the run; whatever can't be removed is left for the host to find."""

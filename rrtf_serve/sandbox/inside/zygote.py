@@ -199,7 +199,9 @@ class Zygote:
             if self.reusable:
                 kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)
                 kernel.mount_tmpfs(self._setup.folder, flags, options)
-                if order.role != "command":
+                if order.role == "script":
+                    _hide_proc_but_stdin()
+                elif order.role != "command":
                     kernel.mount_tmpfs("/proc", kernel.MS_RDONLY, "size=4k,nr_inodes=1")
         os.chdir(self._setup.folder)
 
@@ -273,10 +275,26 @@ def _out_of_the_way(fd: int) -> int:
     return high
 
 
+def _hide_proc_but_stdin() -> None:
+    """/dev/stdin leads to /proc/self/fd/0: a copy of the input lies there, and nothing else."""
+    size = os.fstat(0).st_size
+    kernel.mount_tmpfs("/proc", 0, f"size={size + (1 << 16)},nr_inodes=4")
+    Path("/proc/self/fd").mkdir(parents=True)
+    with open("/proc/self/fd/0", "wb") as copy:  # noqa: PTH123  # beside the descriptors
+        while part := os.pread(0, 1 << 20, copy.tell()):
+            copy.write(part)
+    kernel.mount_tmpfs("/proc", kernel.MS_REMOUNT | kernel.MS_RDONLY, f"size={size + (1 << 16)},nr_inodes=4")
+
+
 def _fresh_streams() -> None:
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    streams = {
+        "stdin": open(0, encoding="utf-8", errors="surrogateescape", closefd=False),  # noqa: SIM115
+        "stdout": open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False),  # noqa: SIM115
+        "stderr": open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False),  # noqa: SIM115
+    }
+    for name, stream in streams.items():
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def _sitebuiltins_like_site() -> None:
@@ -286,6 +304,7 @@ def _sitebuiltins_like_site() -> None:
 
 
 def main(fd: int) -> None:
+    sys.argv = sys.orig_argv = [candidate.PROGRAMME]
     host = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
     packet = host.recv(1 << 16)
     if not packet:
