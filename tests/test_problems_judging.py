@@ -107,7 +107,12 @@ def test_lines_come_back_with_passed_and_result(tmp_path: Path, sandbox: Sandbox
 
 
 def test_groups_of_problems_with_several_right_answers(tmp_path: Path, sandbox: Sandbox) -> None:
-    answers = ("2 if xs[0] == -4 else -3 if xs[0] == -9 else 4", "2", "3 if xs[0] == -9 else 4")
+    answers = (
+        "2 if xs[0] == -4 else -3 if xs[0] == -9 else 4",
+        "2",
+        "3 if xs[0] == -9 else 4",
+        "xs.clear() or 0.0",  # the rule must not read what the candidate made of its arguments
+    )
     rows = [{"task_id": "t/root", "completion": f"def root(xs):\n    return {each}\n"} for each in answers]
     judge_file(write(tmp_path / "s.jsonl", *rows), SUITE, tmp_path / "out.jsonl", sandbox, GOLDS)
     groups = [record["verdict"]["groups"] for record in judged(tmp_path / "out.jsonl")]
@@ -115,6 +120,7 @@ def test_groups_of_problems_with_several_right_answers(tmp_path: Path, sandbox: 
         {"base": True, "plus": True},
         {"base": True, "plus": False},
         {"base": False, "plus": True},
+        {"base": False, "plus": False},
     ]
 
 

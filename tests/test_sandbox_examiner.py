@@ -105,3 +105,13 @@ def test_an_ordered_dict_has_its_order(sandbox: Sandbox) -> None:
     code = "from collections import OrderedDict\ndef f():\n    return OrderedDict({})\n"
     assert sandbox.judge(FunctionJob(code.format("a=1, b=2"), "f", tests), LIMITS).passed
     assert not sandbox.judge(FunctionJob(code.format("b=2, a=1"), "f", tests), LIMITS).passed
+
+
+def test_modules_that_the_tests_forgot_to_import_are_not_the_candidates(sandbox: Sandbox) -> None:
+    tests = "assert f(4) == math.sqrt(16)\n"
+    honest = "import math\ndef f(n):\n    return n\n"
+    cheat = "class math:\n    sqrt = lambda x: 0\ndef f(n):\n    return 0\n"
+    assert sandbox.judge(FunctionJob(honest, "f", tests), LIMITS).passed
+    assert not sandbox.judge(FunctionJob(cheat, "f", tests), LIMITS).passed
+    queue = "class queue:\n    size = 3\ndef f():\n    return queue()\n"  # a class of the candidate's
+    assert sandbox.judge(FunctionJob(queue, "f", "assert isinstance(f(), queue)\n"), LIMITS).passed

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import resource
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from rrtf_serve.sandbox import private
 from rrtf_serve.sandbox.jobs import BadJob, FunctionJob, ProgramJob, StdioCase, StdioJob
 from rrtf_serve.sandbox.judge import ATTEMPTS, Sandbox
 from rrtf_serve.sandbox.languages import available, prepare
@@ -125,6 +127,40 @@ def test_two_limits_that_strike_together_mean_the_same(sandbox: Sandbox, wall: f
     verdict = sandbox.judge(endless, Limits(wall_s=wall, cpu_s=1))
     assert (verdict.status, verdict.kind) == (Status.RUNTIME_ERROR, Kind.TIMEOUT), verdict
     assert [test.passed for test in verdict.tests] == [False] * len(verdict.tests)
+
+
+def test_who_sleeps_is_not_taken_for_held_up(sandbox: Sandbox) -> None:
+    """Or each would be repeated with no other beside it."""
+    sleeper = FunctionJob("import time\ndef f():\n    time.sleep(60)\n", "f", "assert f()\n")
+    began = time.monotonic()
+    assert sandbox.judge(sleeper, Limits(wall_s=2)).kind is Kind.TIMEOUT
+    assert time.monotonic() - began < 3.5
+
+
+def test_a_slow_job_holds_up_no_other(sandbox: Sandbox) -> None:
+    with Sandbox(sandbox.level, workers=2) as two:
+        assert two.judge(QUICK, LIMITS).passed
+        slow = FunctionJob(SLOW.candidate_code.replace("0.5", "4"), "f", SLOW.test_code)
+        order = [position for position, _ in two.judge_as_completed([slow, *[QUICK] * 30], LIMITS)]
+        assert sorted(order) == list(range(31))
+        assert order[-1] == 0
+        assert [v.passed for v in two.judge_many([SLOW, QUICK, QUICK], LIMITS)] == [True] * 3
+
+
+def test_folders_of_killed_judges_are_removed_and_those_in_use_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    used = private.make(None)
+    left = private.make(None)
+    (left.path / "inner").mkdir()
+    os.close(left.lock)  # as the kernel does when its judge is killed
+    (tmp_path / "rrtf-cell-other").symlink_to(tmp_path)
+    private.sweep(range(0))
+    assert used.path.is_dir()
+    assert not left.path.exists()
+    used.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["rrtf-cell-other"]
 
 
 def test_a_sandbox_that_is_closed_leaves_nobody_waiting() -> None:

@@ -30,7 +30,7 @@ MBPP_PLUS = DataFile(
     home="https://github.com/evalplus/mbppplus_release/releases",
 )
 
-# Expressions over out, expected and arguments (as the candidate left them) that hold for a right answer, in
+# Expressions over out, expected and arguments (as they were before the call) that hold for a right answer, in
 # place of the common rule or, where the name begins with "or", beside it.
 ORACLES: dict[str, str] = {
     "": "",

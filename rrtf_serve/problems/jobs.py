@@ -87,8 +87,9 @@ def oracle_tests(tests: CaseTests, entry_point: str) -> str:
         + "".join(
             f"    for arguments in {cases!r}:\n"
             f"        expected = reference[{entry_point!r}](*copy.deepcopy(arguments))\n"
-            # Inside the assertion, so that a candidate that raises fails this group alone.
-            f"        assert ((out := candidate(*arguments)), {accepted})[1]\n"
+            # Inside the assertion, so that a candidate that raises fails this group alone; copied, so that it
+            # can't change what the rule reads.
+            f"        assert ((out := candidate(*copy.deepcopy(arguments))), {accepted})[1]\n"
             for cases in tests.groups.values()
             if cases
         )

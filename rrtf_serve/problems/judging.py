@@ -7,7 +7,6 @@ samples are judged once, and judging a file again after lines were added judges 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,8 +80,8 @@ def judge_file(
         _take_over(out, journal)
         queue = _Queue(samples, suite, conditions, journal, golds)
         with tqdm(total=lines, desc=f"judging {samples.name}", unit="sample") as progress:
-            for verdict in sandbox.judge_many(queue.jobs()):
-                key, problem = queue.pending.popleft()
+            for position, verdict in sandbox.judge_as_completed(queue.jobs()):
+                key, problem = queue.pending.pop(position)
                 journal.add({"key": key, **outcome_of(problem, verdict)})
                 progress.update()
             progress.update(lines - progress.n)
@@ -93,24 +92,26 @@ def judge_file(
 
 @dataclass
 class _Queue:
-    """Feeds the sandbox, and remembers what each of its verdicts, which come in order, belongs to."""
+    """Feeds the sandbox, and remembers what each of its verdicts belongs to."""
 
     samples: Path
     suite: Suite
     conditions: str
     journal: Journal
     golds: dict[str, Gold]
-    pending: deque[tuple[str, Problem]] = field(default_factory=deque)
+    pending: dict[int, tuple[str, Problem]] = field(default_factory=dict)  # by the job's position
 
     def jobs(self) -> Iterator[tuple[Job, Limits]]:
         builder = JobBuilder()
+        position = 0
         seen = {key for key, record in self.journal.records.items() if record["passed"] is not None}
         for sample in read_samples(self.samples, self.suite):
             key = sample.key(self.conditions)
             if key in seen:
                 continue
             seen.add(key)
-            self.pending.append((key, sample.problem))
+            self.pending[position] = (key, sample.problem)
+            position += 1
             limits = gold.limits_of(self.golds.get(sample.problem.task_id))
             yield builder.build(sample.problem, sample.program), limits
 

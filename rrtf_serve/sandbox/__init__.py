@@ -6,6 +6,7 @@ jobs      what can be judged: FunctionJob, CaseJob, StdioJob, ProgramJob; plain 
 judge     Sandbox: the one entry point
 relay     one candidate and one tests' process, and what may pass between them
 cell      a confined process that forks one fresh child per run, seen from the host
+private     the folder of a cell that has no mounts
 bubblewrap, cgroup, languages, selftest   what the names say
 inside/   the only modules that run in confined processes
 

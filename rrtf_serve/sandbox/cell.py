@@ -9,14 +9,12 @@ import select
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rrtf_serve.sandbox import bubblewrap, cgroup
-from rrtf_serve.sandbox.inside import folder
+from rrtf_serve.sandbox import bubblewrap, cgroup, private
 from rrtf_serve.sandbox.inside.confinement import Setup
 from rrtf_serve.sandbox.limits import Level, Limits
 
@@ -24,9 +22,8 @@ INSIDE = Path(__file__).parent / "inside"
 START_S = 30.0
 END_S = 10.0  # a killed run that has not ended by then is the sandbox's failure
 NOBODY = 65534
-FIRST_UID = (
-    61_000  # landlock and rlimits, as root: each cell is a user of its own; unused by Linux distributions
-)
+# Landlock and rlimits, as root: each cell is a user of its own; unused by Linux distributions.
+FIRST_UID, UIDS = 61_000, 1000
 BASE_MEMORY = 64 << 20  # what the zygote itself may need besides a run
 
 # The package's own __init__ files are left out: they import what confined processes have no business with.
@@ -63,6 +60,7 @@ class Exit:
     memory: int  # bytes, the largest process of the tree
     cpu: float  # seconds, the tree's
     broke: str
+    held_up: float | None = None  # seconds spent waiting for a processor; None: not known
 
     @property
     def signal(self) -> int:
@@ -90,7 +88,7 @@ class Cell:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._group: cgroup.Group | None = None
-        self._folder: Path | None = None
+        self._folder: private.Folder | None = None
         self._errors: int = -1
         self.reusable = True
         self.landlock = 0
@@ -148,9 +146,9 @@ class Cell:
         event = self._receive(END_S)
         if "status" not in event:
             raise CellError(f"the sandbox failed: {event.get('failed', event)}")
-        ended = Exit(event["status"], event["memory"], event["cpu"], event["broke"])
+        ended = Exit(event["status"], event["memory"], event["cpu"], event["broke"], event["held_up"])
         if self._group is not None and self._group.ran_out():
-            ended = Exit(ended.status, ended.memory, ended.cpu, "memory")
+            ended = replace(ended, broke="memory")
         if not self.reusable:
             self.close()
         return ended
@@ -174,9 +172,7 @@ class Cell:
             self._group.remove()
             self._group = None
         if self._folder is not None:
-            folder.empty(str(self._folder))
-            with contextlib.suppress(OSError):
-                self._folder.rmdir()
+            self._folder.remove()
             self._folder = None
 
     def _host(self) -> socket.socket:
@@ -208,8 +204,7 @@ class Cell:
                 *python,
             ]  # fmt: skip
         else:
-            self._make_folder()
-            environment["HOME"] = environment["TMPDIR"] = str(self._folder)
+            environment["HOME"] = environment["TMPDIR"] = str(self._make_folder())
         try:
             self._process = subprocess.Popen(
                 python, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors, env=environment,
@@ -245,12 +240,12 @@ class Cell:
         bubblewrapped = self._options.level is Level.BUBBLEWRAP
         uid = None
         if os.getuid() == 0:
-            uid = NOBODY if bubblewrapped else FIRST_UID + self._number % 1000
+            uid = NOBODY if bubblewrapped else FIRST_UID + self._number % UIDS
         readable = [*bubblewrap.SYSTEM, *bubblewrap.READ_ONLY, *map(str, self._mounts())]
         readable += [str(path) for path in self._options.packages]
         return Setup(
             level=self._options.level.value,
-            folder="/tmp" if bubblewrapped else str(self._folder),
+            folder="/tmp" if bubblewrapped else str(self._folder.path if self._folder else ""),
             uid=uid,
             readable=[path for path in readable if Path(path).exists()],
             packages=[
@@ -263,10 +258,10 @@ class Cell:
     def _mounts(self) -> list[Path]:
         return [Path(sys.base_prefix).resolve(), *self._options.programs]
 
-    def _make_folder(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="rrtf-"))
-        if os.getuid() == 0:
-            os.chown(self._folder, FIRST_UID + self._number % 1000, -1)
+    def _make_folder(self) -> Path:
+        owner = FIRST_UID + self._number % UIDS if os.getuid() == 0 else None
+        self._folder = private.make(owner)
+        return self._folder.path
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         host = self._host()

@@ -12,21 +12,20 @@ import logging
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
-from rrtf_serve.sandbox import cgroup, languages, selftest
+from rrtf_serve.sandbox import cgroup, languages, private, selftest
 from rrtf_serve.sandbox.cases import References
-from rrtf_serve.sandbox.cell import Cell, CellError, CellOptions
+from rrtf_serve.sandbox.cell import FIRST_UID, UIDS, Cell, CellError, CellOptions
 from rrtf_serve.sandbox.jobs import BadJob, CaseJob, FunctionJob, Job, StdioJob
 from rrtf_serve.sandbox.limits import Level, Limits
-from rrtf_serve.sandbox.runs import judge_cases, judge_function, judge_program, judge_stdio
+from rrtf_serve.sandbox.runs import Effort, Judged, judge_cases, judge_function, judge_program, judge_stdio
 from rrtf_serve.sandbox.verdict import Kind, Status, Verdict
 
 # What generated solutions import most; loading it once takes the cost off every run.
@@ -36,8 +35,10 @@ PRELOAD = (
     "typing",
 )  # fmt: skip
 ATTEMPTS = 3  # of a run that the sandbox itself failed
-STARVED = 0.8  # a run that got less processor time than this share of its wall limit may have been held up
-AHEAD = 4  # jobs read per worker before the oldest verdict is taken
+# A run that broke its time limit with less than this share of it on the processor may have been held up ...
+STARVED = 0.8
+HELD_UP = 0.1  # ... if it stood waiting for one for at least this share; a programme that sleeps does not
+AHEAD = 4  # jobs read per worker before a verdict is taken
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Sandbox:
             if not folder.is_dir():
                 raise ValueError(f"site_packages: {folder} is no folder")
         cgroup.sweep()
+        private.sweep(range(FIRST_UID, FIRST_UID + UIDS) if os.getuid() == 0 else range(0))
         self._level, self._report = selftest.choose(level)
         self._packages = tuple(path.resolve() for path in site_packages)
         python = CellOptions(self._level, self._packages, (*PRELOAD, *preload))
@@ -119,14 +121,14 @@ class Sandbox:
     def judge(self, job: Job, limits: Limits | None = None) -> Verdict:
         """Run one job. Never raises for anything the candidate or its tests do.
 
-        A run that breaks its time limit without having had the processor for most of it is repeated once,
-        with nothing beside it. One that the sandbox itself failed, in whatever way, is repeated, then
+        A run that breaks its time limit after standing in line for the processor is repeated once, with
+        nothing beside it. One that the sandbox itself failed, in whatever way, is repeated, then
         INFRA_ERROR. Raises ValueError where the sandbox is closed, and its subclass BadJob on a job that
         can't be run at all (an unknown language, cases that are not plain data).
         """
         limits = limits or Limits()
-        verdict, cpu = self._attempt(job, limits, self._gate.beside_others)
-        if verdict.kind is Kind.TIMEOUT and cpu < STARVED * min(limits.wall_s, limits.cpu_s):
+        verdict, effort = self._attempt(job, limits, self._gate.beside_others)
+        if verdict.kind is Kind.TIMEOUT and _was_held_up(effort, limits):
             verdict, _ = self._attempt(job, limits, self._gate.alone)
         return verdict
 
@@ -134,24 +136,36 @@ class Sandbox:
         self, jobs: Iterable[Job | tuple[Job, Limits]], limits: Limits | None = None
     ) -> Iterator[Verdict]:
         """One verdict per job, in the jobs' order; `jobs` is read a few ahead of what has been judged."""
-        waiting: deque[Future[Verdict]] = deque()
+        early: dict[int, Verdict] = {}
+        wanted = 0
+        for position, verdict in self.judge_as_completed(jobs, limits):
+            early[position] = verdict
+            while wanted in early:
+                yield early.pop(wanted)
+                wanted += 1
+
+    def judge_as_completed(
+        self, jobs: Iterable[Job | tuple[Job, Limits]], limits: Limits | None = None
+    ) -> Iterator[tuple[int, Verdict]]:
+        """Each job's position and verdict as soon as it is judged: a slow job holds up no other's verdict.
+
+        `jobs` is read a few ahead of what has been judged.
+        """
+        running: dict[Future[Verdict], int] = {}
         with ThreadPoolExecutor(self.workers, "sandbox") as pool:
             try:
-                for job in jobs:
+                for position, job in enumerate(jobs):
                     pair = job if isinstance(job, tuple) else (job, limits)
-                    waiting.append(pool.submit(self.judge, *pair))
-                    if len(waiting) >= AHEAD * self.workers:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
+                    running[pool.submit(self.judge, *pair)] = position
+                    if len(running) >= AHEAD * self.workers:
+                        yield from _ended(running)
+                while running:
+                    yield from _ended(running)
             finally:
-                for future in waiting:
+                for future in running:
                     future.cancel()
 
-    def _attempt(
-        self, job: Job, limits: Limits, gate: Callable[[], AbstractContextManager[None]]
-    ) -> tuple[Verdict, float]:
-        """The verdict, and the seconds of processor time that the run had."""
+    def _attempt(self, job: Job, limits: Limits, gate: Callable[[], AbstractContextManager[None]]) -> Judged:
         error = ""
         for _ in range(ATTEMPTS):
             worker = self._take_worker()
@@ -173,7 +187,7 @@ class Sandbox:
                 raise
             finally:
                 self._idle.put(worker)
-        return Verdict(Status.INFRA_ERROR, self._level, message=error), 0.0
+        return Verdict(Status.INFRA_ERROR, self._level, message=error), Effort()
 
     def _take_worker(self) -> _Worker:
         worker = self._idle.get()
@@ -182,7 +196,7 @@ class Sandbox:
             raise ValueError("the sandbox is closed")
         return worker
 
-    def _run(self, job: Job, limits: Limits, worker: _Worker) -> tuple[Verdict, float]:
+    def _run(self, job: Job, limits: Limits, worker: _Worker) -> Judged:
         if isinstance(job, FunctionJob):
             cells = worker.candidate.started(), worker.examiner.started()
             return judge_function(job, limits, self._level, cells)
@@ -192,6 +206,17 @@ class Sandbox:
         if isinstance(job, StdioJob):
             return judge_stdio(job, limits, self._level, worker.candidate.started())
         return judge_program(job, limits, self._level, worker.command.started())
+
+
+def _ended(running: dict[Future[Verdict], int]) -> Iterator[tuple[int, Verdict]]:
+    for future in wait(running, return_when=FIRST_COMPLETED).done:
+        yield running.pop(future), future.result()
+
+
+def _was_held_up(effort: Effort, limits: Limits) -> bool:
+    if effort.cpu >= STARVED * min(limits.wall_s, limits.cpu_s):
+        return False
+    return effort.held_up is None or effort.held_up >= HELD_UP * limits.wall_s
 
 
 @dataclass(frozen=True)

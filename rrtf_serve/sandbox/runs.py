@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from rrtf_serve.sandbox.cases import ReferenceFailed, References
-from rrtf_serve.sandbox.cell import Cell
+from rrtf_serve.sandbox.cell import Cell, Exit
 from rrtf_serve.sandbox.jobs import CaseJob, FunctionJob, ProgramJob, StdioJob
 from rrtf_serve.sandbox.languages import prepare
 from rrtf_serve.sandbox.limits import Level, Limits
@@ -17,25 +18,34 @@ from rrtf_serve.sandbox.verdict import Kind, Status, TestResult, Verdict
 CODE_BYTES = 4 << 20  # a longer candidate is refused unread
 SHOWN = 200
 
-Judged = tuple[Verdict, float]  # and the processor seconds that the run had
+
+@dataclass(frozen=True)
+class Effort:
+    """What a run had of the processor: seconds it ran, and seconds it waited to run (None: not known)."""
+
+    cpu: float = 0.0
+    held_up: float | None = None
+
+
+Judged = tuple[Verdict, Effort]
 
 
 def judge_function(job: FunctionJob, limits: Limits, level: Level, cells: tuple[Cell, Cell]) -> Judged:
     """The cells are the candidate's and the tests'; so below."""
     if len(job.candidate_code) > CODE_BYTES:
-        return _too_long(level), 0.0
+        return _too_long(level), Effort()
     outcome = Relay(*cells, limits).run(
         {"code": job.candidate_code, "entry": job.entry_point},
         {"prelude": job.prelude, "test_code": job.test_code, "entry": job.entry_point},
     )
-    return _verdict(outcome, level), _cpu(outcome)
+    return _verdict(outcome, level), _effort(outcome.candidate, outcome.examiner)
 
 
 def judge_cases(
     job: CaseJob, limits: Limits, level: Level, references: References, cells: tuple[Cell, Cell]
 ) -> Judged:
     if len(job.candidate_code) > CODE_BYTES:
-        return _too_long(level), 0.0
+        return _too_long(level), Effort()
 
     def run(one: dict[str, Any], other: dict[str, Any], within: Limits) -> Outcome:
         return Relay(*cells, within).run(one, other)
@@ -43,24 +53,26 @@ def judge_cases(
     try:
         payload = references.payload(job, limits, run)
     except ReferenceFailed as error:
-        return Verdict(Status.INFRA_ERROR, level, message=str(error)), 0.0
+        return Verdict(Status.INFRA_ERROR, level, message=str(error)), Effort()
     outcome = run({"code": job.candidate_code, "entry": job.entry_point}, payload, limits)
-    return _verdict(outcome, level), _cpu(outcome)
+    return _verdict(outcome, level), _effort(outcome.candidate, outcome.examiner)
 
 
 def judge_stdio(job: StdioJob, limits: Limits, level: Level, cell: Cell) -> Judged:
     if len(job.program) > CODE_BYTES:
-        return _too_long(level), 0.0
+        return _too_long(level), Effort()
     tests: list[TestResult] = []
     worst = Outcome(compiled=True, complete=True)
-    cpu = memory = seconds = 0.0
+    memory = seconds = 0.0
+    effort = Effort()
     printed = ""
     for number, case in enumerate(job.cases):
         run = Script(cell, limits)
         output = run.go(job.program, case)
         outcome = run.outcome
         seconds += outcome.seconds
-        cpu = max(cpu, run.ended.cpu)
+        if outcome.kind is Kind.TIMEOUT and worst.kind is not Kind.TIMEOUT:
+            effort = _effort(run.ended)
         memory = max(memory, run.ended.memory)
         printed = printed or output[:4096]
         problem = outcome.message
@@ -86,12 +98,12 @@ def judge_stdio(job: StdioJob, limits: Limits, level: Level, cell: Cell) -> Judg
     status = _status(worst, tests, len(job.cases))
     return Verdict(
         status, level, worst.kind, tuple(tests), _first_problem(worst, tests), seconds, int(memory), printed
-    ), cpu
+    ), effort
 
 
 def judge_program(job: ProgramJob, limits: Limits, level: Level, cell: Cell) -> Judged:
     if len(job.source) > CODE_BYTES:
-        return _too_long(level), 0.0
+        return _too_long(level), Effort()
     prepared = prepare(job.language, job.source)
     run = Command(cell, limits)
     output = run.go(prepared.files, prepared.argv)
@@ -110,7 +122,7 @@ def judge_program(job: ProgramJob, limits: Limits, level: Level, cell: Cell) -> 
     )
     return Verdict(
         status, level, outcome.kind, (test,), message, outcome.seconds, ended.memory, shown[:4096]
-    ), ended.cpu
+    ), _effort(ended)
 
 
 def _too_long(level: Level) -> Verdict:
@@ -153,5 +165,7 @@ def _first_problem(outcome: Outcome, tests: list[TestResult]) -> str:
     return next((f"{t.name}: {t.message or t.kind}"[: 2 * SHOWN] for t in tests if not t.passed), "")
 
 
-def _cpu(outcome: Outcome) -> float:
-    return sum(ended.cpu for ended in (outcome.candidate, outcome.examiner) if ended)
+def _effort(*exits: Exit | None) -> Effort:
+    known = [ended for ended in exits if ended is not None]
+    held_up = [ended.held_up for ended in known if ended.held_up is not None]
+    return Effort(sum(ended.cpu for ended in known), sum(held_up) if held_up else None)

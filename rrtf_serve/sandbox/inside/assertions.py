@@ -45,6 +45,15 @@ class TestCode:
                     pass
         return sorted(read - bound)
 
+    def only_with_attributes(self, names: list[str]) -> list[str]:
+        """Those that the code reads in no other way than `name.attribute`, as one reads a module."""
+        plain: set[str] = set()
+        for node in ast.walk(self.tree):
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, ast.Name) and not isinstance(node, ast.Attribute):
+                    plain.add(child.id)
+        return [name for name in names if name not in plain]
+
 
 def rewrite(source: str, recorder: str) -> TestCode:
     """Parse and rewrite; `recorder` is the name under which the examiner provides `passed` and `failed`.

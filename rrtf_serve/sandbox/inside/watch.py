@@ -60,6 +60,19 @@ class Watch:
             folder.empty(self._folder)
 
 
+def run_delay(pidfd: int) -> float | None:
+    """Seconds that a process not yet reaped has been ready to run while others ran; None if not known.
+
+    Its first thread alone counts. Source: Linux Documentation/scheduler/sched-stats.rst.
+    """
+    try:
+        lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text("ascii").splitlines()
+        pid = next(line.split()[1] for line in lines if line.startswith("Pid:"))  # as this /proc numbers it
+        return int(Path(f"/proc/{pid}/schedstat").read_text("ascii").split()[1]) / 1e9
+    except (OSError, StopIteration, IndexError):
+        return None
+
+
 def end_strays() -> None:
     """Kill and reap every process that came down to us, as the reaper of all that the run started."""
     until = time.monotonic() + STRAYS_S

@@ -5,7 +5,8 @@ The host talks to it over a socket, one JSON object per packet:
     -> the setup (see Setup), once
     <- {"ready": true, "reusable": bool, "landlock": int} or {"failed": why}
     -> {"role": ..., limits...} with four descriptors: the child's channel, input, output and errors
-    <- {"status": wait status, "memory": bytes, "cpu": seconds, "broke": "" or the limit that was broken}
+    <- {"status": wait status, "memory": bytes, "cpu": seconds, "broke": "" or the limit that was broken,
+        "held_up": seconds spent waiting for a processor, or null}
     -> {"kill": true} ends the running child at once; its event follows as usual
 
 Where it is not `reusable` (nested namespaces are forbidden) the host throws it away after one run. It ends
@@ -25,15 +26,17 @@ import select
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rrtf_serve.sandbox.inside import candidate, examiner, kernel, seccomp
 from rrtf_serve.sandbox.inside.confinement import Order, Setup, limit_resources
 from rrtf_serve.sandbox.inside.frames import Channel, Frame
-from rrtf_serve.sandbox.inside.watch import PAGE, Watch, end_strays, pids
+from rrtf_serve.sandbox.inside.watch import PAGE, Watch, end_strays, pids, run_delay
 
 TICK_MS = 20  # how often what no kernel limit covers is measured
+LONG_S = 0.5  # of a shorter run nobody asks what held it up
 CHANNEL = 3
 PASSED, KEPT = 64, 128  # where descriptors for the child, and those that stay, are put meanwhile
 DEVICES = dict.fromkeys(("/dev/zero", "/dev/random", "/dev/urandom", "/dev/full"), kernel.READ)
@@ -221,6 +224,7 @@ class Zygote:
         poll.register(self._host, select.POLLIN)
         poll.register(pidfd, select.POLLIN)
         connected = True
+        began = time.monotonic()
         broke = ""
         while True:
             ready = {fd for fd, _ in poll.poll(TICK_MS if watch.needed else None)}
@@ -236,6 +240,7 @@ class Zygote:
                 broke = watch.broken()
                 if broke:
                     self._kill(child)
+        held_up = run_delay(pidfd) if time.monotonic() - began > LONG_S else None
         os.close(pidfd)
         self._kill(child)
         _, status, usage = os.wait4(child, 0)
@@ -248,6 +253,7 @@ class Zygote:
             "memory": max(usage.ru_maxrss * 1024, watch.peak_bytes),
             "cpu": usage.ru_utime + usage.ru_stime,
             "broke": broke,
+            "held_up": held_up,
         }
         watch.clean()
         self._send(event)
