@@ -129,6 +129,14 @@ def test_two_limits_that_strike_together_mean_the_same(sandbox: Sandbox, wall: f
     assert [test.passed for test in verdict.tests] == [False] * len(verdict.tests)
 
 
+@pytest.mark.parametrize("number", [9, 11, 34, 40, 64])
+def test_dying_of_any_signal_is_the_candidates_own_fault(sandbox: Sandbox, number: int) -> None:
+    code = f"import os\nos.kill(os.getpid(), {number})\nos.abort()\n"
+    for job in (FunctionJob(code, "f", "assert f()\n"), StdioJob(code, (StdioCase("", ""),))):
+        verdict = sandbox.judge(job, LIMITS)
+        assert (verdict.status, verdict.kind) == (Status.RUNTIME_ERROR, Kind.KILLED), verdict
+
+
 def test_who_sleeps_is_not_taken_for_held_up(sandbox: Sandbox) -> None:
     """Or each would be repeated with no other beside it."""
     sleeper = FunctionJob("import time\ndef f():\n    time.sleep(60)\n", "f", "assert f()\n")

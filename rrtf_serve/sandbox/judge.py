@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
@@ -135,14 +136,19 @@ class Sandbox:
     def judge_many(
         self, jobs: Iterable[Job | tuple[Job, Limits]], limits: Limits | None = None
     ) -> Iterator[Verdict]:
-        """One verdict per job, in the jobs' order; `jobs` is read a few ahead of what has been judged."""
-        early: dict[int, Verdict] = {}
-        wanted = 0
-        for position, verdict in self.judge_as_completed(jobs, limits):
-            early[position] = verdict
-            while wanted in early:
-                yield early.pop(wanted)
-                wanted += 1
+        """One verdict per job, in the jobs' order; `jobs` is read a few ahead of the verdict awaited."""
+        waiting: deque[Future[Verdict]] = deque()
+        with ThreadPoolExecutor(self.workers, "sandbox") as pool:
+            try:
+                for job in jobs:
+                    waiting.append(self._submit(pool, job, limits))
+                    if len(waiting) >= AHEAD * self.workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
     def judge_as_completed(
         self, jobs: Iterable[Job | tuple[Job, Limits]], limits: Limits | None = None
@@ -155,8 +161,7 @@ class Sandbox:
         with ThreadPoolExecutor(self.workers, "sandbox") as pool:
             try:
                 for position, job in enumerate(jobs):
-                    pair = job if isinstance(job, tuple) else (job, limits)
-                    running[pool.submit(self.judge, *pair)] = position
+                    running[self._submit(pool, job, limits)] = position
                     if len(running) >= AHEAD * self.workers:
                         yield from _ended(running)
                 while running:
@@ -164,6 +169,13 @@ class Sandbox:
             finally:
                 for future in running:
                     future.cancel()
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, job: Job | tuple[Job, Limits], limits: Limits | None
+    ) -> Future[Verdict]:
+        return (
+            pool.submit(self.judge, *job) if isinstance(job, tuple) else pool.submit(self.judge, job, limits)
+        )
 
     def _attempt(self, job: Job, limits: Limits, gate: Callable[[], AbstractContextManager[None]]) -> Judged:
         error = ""

@@ -284,7 +284,8 @@ def death(who: str, ended: Exit, limits: Limits) -> tuple[Kind | None, str]:
     if ended.broke:
         return Kind.KILLED, f"{who} broke the limit on {ended.broke}"
     if ended.signal:
-        return Kind.KILLED, f"{who} died of {signal.Signals(ended.signal).name}"
+        names = {number.value: number.name for number in signal.Signals}  # real-time signals have none
+        return Kind.KILLED, f"{who} died of {names.get(ended.signal, f'signal {ended.signal}')}"
     return None, f"{who} ended by itself with status {ended.code}"
 
 
