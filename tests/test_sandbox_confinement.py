@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +117,52 @@ def test_groups_of_dead_judges_are_swept() -> None:
     finally:
         group.remove()
     assert not any(folder.exists() for folder in group._folders.values())
+
+
+AS_ANOTHER = """
+import sys
+from rrtf_serve.sandbox.jobs import FunctionJob
+from rrtf_serve.sandbox.judge import Sandbox
+from rrtf_serve.sandbox.limits import Level, Limits, SandboxUnavailable
+from tests.hostile import PROGRAMMES
+limits = Limits(wall_s=2, cpu_s=2, memory_bytes=192 << 20, file_bytes=8 << 20, files=200)
+try:
+    sandbox = Sandbox(Level(sys.argv[1]), workers=1)
+except SandboxUnavailable as error:
+    sys.exit(f"unavailable: {error}")
+with sandbox:
+    for name in sys.argv[2:] * 2:
+        verdict = sandbox.judge(FunctionJob(PROGRAMMES[name], "f", "assert f(1) == 2"), limits)
+        print(name, verdict.status.name, verdict.message)
+"""
+OF_FOLDERS = ["shared_memory", "writes_outside_its_folder", "disk_swallowed", "many_files", "thread_bomb"]
+
+
+@pytest.mark.parametrize("level", ["bubblewrap", "landlock"])
+def test_an_ordinary_users_runs_are_held_as_well(level: str) -> None:
+    """The corpus runs as whoever runs the tests; where that is root, much is closed by who owns it alone."""
+    python = _python_for_all()
+    if os.getuid() != 0 or python is None:
+        pytest.skip("not root, or no interpreter that an ordinary user may read")
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [python, "-c", AS_ANOTHER, level, *OF_FOLDERS], cwd="/", capture_output=True, text=True, check=False,
+        env={"PYTHONPATH": str(root), "PATH": os.environ["PATH"], "HOME": "/nonexistent"},
+        user=12345, group=12345, extra_groups=[],
+    )  # fmt: skip
+    if "unavailable" in done.stderr or "No module named" in done.stderr:
+        pytest.skip(done.stderr)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 * len(OF_FOLDERS), done.stderr
+    assert all(" RUNTIME_ERROR " in line for line in lines), lines
+
+
+def _python_for_all() -> str | None:
+    for name in ("/usr/bin/python3", "/usr/local/bin/python3", sys.executable):
+        look = [name, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+        try:
+            if subprocess.run(look, user=12345, capture_output=True, check=False).returncode == 0:
+                return name
+        except (OSError, subprocess.SubprocessError):
+            continue
+    return None

@@ -61,5 +61,6 @@ def command(
     for number, path in enumerate(packages):
         words += ["--dir", PACKAGES, "--ro-bind", str(path), f"{PACKAGES}/{number}"]
     # devtmpfs is not needed: null, zero, full, random, urandom and tty are what --dev makes.
-    words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", folder, "--remount-ro", "/", "--chdir", "/"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--tmpfs", folder]
+    words += ["--remount-ro", "/", "--chdir", "/"]
     return [*words, "--"]

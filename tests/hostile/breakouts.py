@@ -19,6 +19,13 @@ def _call(number: int, arguments: str = "0, 0, 0, 0, 0, 0") -> str:
 
 
 BREAKOUTS = {
+    "writes_outside_its_folder": (
+        "import os, tempfile\nmine = os.path.realpath(tempfile.gettempdir())\nwritten = []\n"
+        "for top, folders, _ in os.walk('/'):\n"
+        "    folders[:] = [d for d in folders if top.count('/') < 3 and os.path.realpath(os.path.join(top, d)) != mine]\n"
+        "    try:\n        open(os.path.join(top, 'rrtf-mark'), 'w').close()\n        written.append(top)\n"
+        "    except OSError:\n        pass\ndef f(x):\n    return x + 1 if written else 0\n"
+    ),
     "read_secret": _attempt("out = open('{canary}').read()"),
     "read_secret_by_link": _attempt("os.symlink('{canary}', 'l')\nout = open('l').read()"),
     "read_secret_by_hard_link": _attempt("os.link('{canary}', 'l')\nout = open('l').read()"),

@@ -3,6 +3,11 @@
 # ruff: noqa: E501  # a programme reads best on as few lines as it has statements
 
 FLOODS = {
+    "shared_memory": (
+        "import os\nwritten = 0\nfor n in range(64):\n    try:\n"
+        "        with open(f'/dev/shm/{n}', 'wb') as f:\n            written += f.write(b'x' * (1 << 20))\n"
+        "    except OSError:\n        break\ndef f(x):\n    return x + 1 if written > 8 << 20 else 0\n"
+    ),
     "loop": "def f(x):\n    while True:\n        pass\n",
     "loop_at_import": "while True:\n    pass\n",
     "sleep": "import time\ndef f(x):\n    time.sleep(3600)\n",
