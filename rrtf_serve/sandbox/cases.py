@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from rrtf_serve.sandbox.inside.oracle import BY_DIGEST
 from rrtf_serve.sandbox.inside.wire import Codec, dumps
 from rrtf_serve.sandbox.inside.writer import Message
 from rrtf_serve.sandbox.jobs import BadJob, CaseJob, CaseSet
@@ -59,7 +60,7 @@ class References:
         cases = job.cases
         factor = cases.reference_limits_factor
         outcome = run(
-            {"code": cases.reference_code, "entry": job.entry_point},
+            candidate_order(cases.reference_code, job, limits),
             {"arguments": self._arguments[cases], "expected": None, "oracle": []},
             replace(limits, wall_s=limits.wall_s * factor, cpu_s=limits.cpu_s * factor),
         )
@@ -68,6 +69,13 @@ class References:
             why = outcome.message or (f"{bad.name}: {bad.message}" if bad else "no outputs")
             raise ReferenceFailed(f"the reference solution failed: {why}")
         return outcome.outputs
+
+
+def candidate_order(code: str, job: CaseJob, limits: Limits) -> dict[str, Any]:
+    """What the candidate's process is told. Where the oracle can compare digests, what is too large to cross
+    is told by one, so that neither the judge nor the examiner ever holds it."""
+    above = limits.value_bytes if job.cases.oracle.kind in BY_DIGEST else 0
+    return {"code": code, "entry": job.entry_point, "digest_above": above}
 
 
 def encode(value: object) -> str:

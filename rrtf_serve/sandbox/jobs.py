@@ -67,7 +67,8 @@ class CaseSet:
     With `reference_code` the expected values are what the reference's entry point returns for the same
     arguments, computed once per CaseSet in a sandbox run of its own; where the reference fails, the verdict
     is INFRA_ERROR with its message. In `close` mode EvalPlus's rule holds: where atol is 0 and the expected
-    value is a float, or a list or tuple of floats, atol is 1e-6.
+    value is a float, or a list or tuple of floats, atol is 1e-6. In `equal` and `close` mode an output longer
+    than Limits.value_bytes does not cross: its digest does, and it passes if it is equal, without tolerance.
     """
 
     cases: tuple[Case, ...]

@@ -32,7 +32,7 @@ class Limits:
     files: int = 1024  # files and folders in the private folder; open files are bounded by 256
     file_bytes: int = 64 << 20  # all of the private folder together
     output_bytes: int = 1 << 20  # printed, standard output and error together
-    value_bytes: int = 32 << 20  # one value on its way to or from the candidate
+    value_bytes: int = 32 << 20  # one value on its way to or from the candidate; CaseSet: longer outputs
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rrtf_serve.sandbox.cases import ReferenceFailed, References
+from rrtf_serve.sandbox.cases import ReferenceFailed, References, candidate_order
 from rrtf_serve.sandbox.cell import Cell, Exit
 from rrtf_serve.sandbox.jobs import CaseJob, FunctionJob, ProgramJob, StdioJob
 from rrtf_serve.sandbox.languages import prepare
@@ -54,7 +54,7 @@ def judge_cases(
         payload = references.payload(job, limits, run)
     except ReferenceFailed as error:
         return Verdict(Status.INFRA_ERROR, level, message=str(error)), Effort()
-    outcome = run({"code": job.candidate_code, "entry": job.entry_point}, payload, limits)
+    outcome = run(candidate_order(job.candidate_code, job, limits), payload, limits)
     return _verdict(outcome, level), _effort(outcome.candidate, outcome.examiner)
 
 

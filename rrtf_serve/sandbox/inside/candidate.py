@@ -48,7 +48,13 @@ def run(channel: Channel) -> None:
     codec = Codec(
         proxy_factory(lambda: peer, lambda: codec), served.find_class, served.is_structural, flags_of
     )
-    peer = Peer(channel, codec, served.perform, may_stop=frozenset({"call", "next"}))
+    peer = Peer(
+        channel,
+        codec,
+        served.perform,
+        may_stop=frozenset({"call", "next"}),
+        digest_above=order.get("digest_above", 0),
+    )
     served.codec = codec
     flush()
     channel.send(Frame.READY)

@@ -11,10 +11,11 @@ import builtins
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rrtf_serve.sandbox.inside.digest import digest_of
 from rrtf_serve.sandbox.inside.frames import Channel, Frame
 from rrtf_serve.sandbox.inside.reader import Reader
 from rrtf_serve.sandbox.inside.wire import Codec, Json, WireError, dumps, loads
-from rrtf_serve.sandbox.inside.writer import Message
+from rrtf_serve.sandbox.inside.writer import Message, TooLargeError
 
 NAME_LIMIT = 100  # characters of a class's name, and how many bases are told
 
@@ -32,6 +33,8 @@ class Peer:
 
     may_stop  the operations that may raise StopIteration; from others it arrives as RuntimeError (PEP 479's
               rule)
+    digest_above
+              bytes; what a case returns is told by its digest where it is longer; 0: never
     """
 
     def __init__(
@@ -40,11 +43,13 @@ class Peer:
         codec: Codec,
         perform: Callable[[str, Json, list[Any], dict[str, Any]], object],
         may_stop: frozenset[str],
+        digest_above: int = 0,
     ) -> None:
         self._channel = channel
         self._codec = codec
         self._perform = perform
         self._may_stop = may_stop
+        self._digest_above = digest_above
         self.calls = 0  # of the other side's code
 
     def call(
@@ -76,6 +81,9 @@ class Peer:
             reader = Reader(self._codec, nodes)
             args, kwargs = reader.decode(item)
             value = self._perform(operation, target, args, kwargs)
+            if operation == "case" and self._digest_above:
+                self._channel.send(Frame.RETURN, self._value_or_digest(value))
+                return
             # A case sends no changed arguments back, so what it returns must not be a reference to one: that
             # would be read in its state before the call.
             reply = Message(self._codec, () if operation == "case" else reader.objects)
@@ -95,6 +103,17 @@ class Peer:
             self._channel.send(Frame.RAISE, self._describe(error))
         else:
             self._channel.send(Frame.RETURN, answer)
+
+    def _value_or_digest(self, value: object) -> bytes:
+        reply = Message(self._codec, room=self._digest_above)
+        try:
+            answer = dumps([reply.encode(value), reply.nodes, []])
+            if len(answer) <= self._digest_above:
+                return answer
+        except TooLargeError:
+            pass
+        del reply  # memory is short now
+        return dumps([["D", digest_of(value).text], [], []])
 
     def _returned(self, payload: bytes, base: Sequence[object]) -> Any:
         answer = loads(payload)

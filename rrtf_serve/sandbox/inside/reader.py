@@ -9,6 +9,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from rrtf_serve.sandbox.inside.digest import Digest
 from rrtf_serve.sandbox.inside.wire import BUILTIN_TYPES, Codec, Json, WireError
 
 DATES: dict[str, Any] = {"date": date, "datetime": datetime, "time": time}
@@ -167,7 +168,7 @@ class Reader:
         except (TypeError, ValueError) as error:
             raise WireError(f"a key that can't be one: {error}") from error
 
-    def _tagged(self, item: Json) -> object:  # noqa: PLR0911  # one branch per tag is the clearest form
+    def _tagged(self, item: Json) -> object:  # noqa: PLR0911, PLR0912  # one branch per tag is the clearest form
         match item:
             case ["i", str(text)]:
                 return _int(text)
@@ -188,6 +189,8 @@ class Reader:
                 return value
             case ["e"]:
                 return ...
+            case ["D", str(text)]:
+                return Digest(text)
             case ["y", str(name)] if name in BUILTIN_TYPES:
                 return BUILTIN_TYPES[name]
             case ["h", *_]:

@@ -10,6 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from rrtf_serve.sandbox.inside.digest import Digest
 from rrtf_serve.sandbox.inside.wire import BUILTIN_TYPES, Codec, Json
 
 WORD = 1 << 63
@@ -19,11 +20,19 @@ ITEMS: Any = type({}.items())
 DICTS: dict[type, str] = {OrderedDict: "ordered", Counter: "counter"}
 
 
-class Message:
-    """One value on its way out. `objects[n]` is the object behind node n; keep it to understand the reply."""
+class TooLargeError(ValueError):
+    """The message would be longer than there is room for."""
 
-    def __init__(self, codec: Codec, base: Sequence[object] = ()) -> None:
+
+class Message:
+    """One value on its way out. `objects[n]` is the object behind node n; keep it to understand the reply.
+
+    room  bytes; a value that surely needs more raises TooLargeError before it is all written
+    """
+
+    def __init__(self, codec: Codec, base: Sequence[object] = (), room: int | None = None) -> None:
         self._codec = codec
+        self._room = room
         self.objects: list[object] = list(base)
         self._start = len(self.objects)
         self._numbers = {id(value): number for number, value in enumerate(self.objects) if value is not None}
@@ -32,13 +41,21 @@ class Message:
 
     def encode(self, root: object) -> Json:
         reference = self._item(root)
+        if self._room is not None and type(reference) is str and len(reference) > self._room:
+            raise TooLargeError("more than there is room for")
         self.fill()
         return reference
 
     def fill(self) -> None:
         while self._pending:
             number = self._pending.pop()
-            self.nodes[number - self._start] = self.node(self.objects[number])
+            node = self.node(self.objects[number])
+            self.nodes[number - self._start] = node
+            if self._room is not None:
+                # Each item takes a byte and a comma, a text its quotes as well.
+                self._room -= 2 * len(node) + sum([len(x) for x in node if type(x) is str])
+                if self._room < 0:
+                    raise TooLargeError("more than there is room for")
 
     def node(self, value: Any) -> Json:  # noqa: PLR0911  # one branch per type is the clearest form
         """The node of one container, by its base class's own iterator whatever a subclass says."""
@@ -124,6 +141,8 @@ def _scalar(value: Any, kind: type) -> Json:  # noqa: PLR0911  # one branch per 
         return ["t", kind.__name__, value.isoformat()]
     if value is Ellipsis:
         return ["e"]
+    if kind is Digest:
+        return ["D", value.text]
     if _is_type(value):
         return ["y", value.__name__]
     return None
