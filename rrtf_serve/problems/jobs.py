@@ -4,10 +4,13 @@ tests."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from rrtf_serve.problems.braces import closes_all
 from rrtf_serve.problems.evalplus import ORACLES
 from rrtf_serve.problems.problem import CaseTests, FunctionTests, Problem, ProgramTests, StdioTests
+from rrtf_serve.sandbox import languages
 from rrtf_serve.sandbox.jobs import (
     Case,
     CaseJob,
@@ -44,7 +47,7 @@ class JobBuilder:
         if isinstance(tests, StdioTests):
             return StdioJob(program, tuple(StdioCase(*case) for case in tests.cases))
         if isinstance(tests, ProgramTests):
-            return ProgramJob(problem.language, _with_tests(program, tests.code))
+            return ProgramJob(problem.language, _with_tests(program, tests.code, problem.language))
         if tests.oracle in _BUILT_IN:
             return CaseJob(program, problem.entry_point, self._case_set(problem.task_id, tests))
         return FunctionJob(program, problem.entry_point, oracle_tests(tests, problem.entry_point))
@@ -60,12 +63,18 @@ class JobBuilder:
         return found
 
 
-def _with_tests(program: str, tests: str) -> str:
+def check_languages(problems: Iterable[Problem]) -> None:
+    """Raises ValueError naming a language of these problems whose programmes are not installed here."""
+    for language in {each.language for each in problems if isinstance(each.tests, ProgramTests)}:
+        languages.prepare(language, "")
+
+
+def _with_tests(program: str, tests: str, language: str) -> str:
     """MultiPL-E's tests for C++ and Bash begin with the brace that ends the candidate's function.
 
     A programme that has closed it already does not get a second one.
     """
-    if tests.startswith("}") and program.count("{") == program.count("}"):
+    if tests.startswith("}") and closes_all(program, language):
         tests = tests[1:]
     return f"{program}\n{tests}"
 
