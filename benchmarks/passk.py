@@ -2,18 +2,21 @@
 runs.
 
 The output folder holds samples.jsonl (raw response and extracted code), results.jsonl (with verdicts),
-report.json and report.md. A stopped run goes on where it was.
+report.json and report.md; samples.jsonl may hold more than the run that is reported: those of a larger n or
+limit. A stopped run goes on where it was. Two runs can't share a folder at a time.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from benchmarks.judge import SandboxOptions
 from benchmarks.machine import machine_record
@@ -27,14 +30,21 @@ from rrtf_serve.preparation import prepare
 from rrtf_serve.problems import gold
 from rrtf_serve.problems.estimator import compare
 from rrtf_serve.problems.evaluate import Run, draw, mean_tokens, per_problem, score
+from rrtf_serve.problems.jobs import check_languages
 from rrtf_serve.problems.judging import judge_file, read_results
 from rrtf_serve.problems.origins import json_lines
 from rrtf_serve.problems.problem import Suite
+from rrtf_serve.problems.prompts import render
 from rrtf_serve.problems.samplers import Decoding, EngineSampler, HttpSampler, Sampler
+from rrtf_serve.problems.samples import open_alone
 from rrtf_serve.problems.suites import load_suite
 from rrtf_serve.sandbox.judge import Sandbox
 
 ENGINES = ("ct2", "http", "torch")
+# Settings that the default folder's name tells apart where they are not the usual ones, and how.
+NAMED = {"top_p": "p", "max_tokens": "m", "seed": "s", "batch": "b", "prompt_spread": "spread"}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,26 +61,35 @@ class Part:
 def paper_protocol(n: int = 200, max_tokens: int = 512, seed: int | None = None) -> list[Part]:
     """PanGu-Coder2's (arXiv 2307.14936, section 4.1): n = 200, top_p 0.95, docstring-first prompt;
     temperature 0.2 for pass@1, 1.2 for pass@10 and pass@100. The paper does not say how many tokens it
-    allows."""
+    allows. Raises ValueError on an n below 10, which leaves the second part without a figure."""
+    if n < 10:
+        raise ValueError(f"--n {n}: the paper's pass@10 needs at least 10 samples of every problem")
+    if n < 100:
+        log.warning("--n %d: the paper's pass@100 needs 100 samples of every problem and is left out", n)
     return [
-        Part(f"t{t}", "docstring-first", Decoding(t, 0.95, max_tokens, seed), n, ks)
+        Part(
+            f"t{t}", "docstring-first", Decoding(t, 0.95, max_tokens, seed), n, tuple(k for k in ks if k <= n)
+        )
         for t, ks in ((0.2, (1,)), (1.2, (10, 100)))
     ]
 
 
 @dataclass(frozen=True)
 class PasskConfig:
-    """Everything `rrtf-bench passk` can be told. Raises ValueError naming the flag."""
+    """Everything `rrtf-bench passk` can be told. Raises ValueError naming the flag.
+
+    None: the protocol's own, else n 1, temperature 0 and top_p 1.
+    """
 
     model: str
     suite: str
     engine: str = "ct2"
     url: str | None = None
     api_key: str | None = None
-    format: str = "chat"
-    n: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
+    format: str | None = None  # None: the protocol's own, else chat
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
     max_tokens: int = 512
     seed: int | None = None
     limit: int | None = None
@@ -91,62 +110,82 @@ class PasskConfig:
             raise ValueError("--engine http needs --url http://host:port, and --url needs --engine http")
         if self.protocol not in (None, "paper"):
             raise ValueError(f"--protocol {self.protocol}: the only one is 'paper'")
+        given = {
+            "--prompt": self.format, "--temperature": self.temperature, "--top-p": self.top_p,
+            "--k": self.ks or None,
+        }  # fmt: skip
+        for flag, value in given.items():
+            if self.protocol and value is not None:
+                raise ValueError(f"{flag}: --protocol {self.protocol} sets it; leave one of the two out")
         if self.batch < 1:
             raise ValueError(f"--batch must be at least 1, not {self.batch}")
         if not 0 <= self.prompt_spread <= 16:
             raise ValueError(f"--prompt-spread must be from 0 to 16, not {self.prompt_spread}")
 
     def parts(self) -> list[Part]:
+        """Raises ValueError on a k that n has no samples for."""
         if self.protocol == "paper":
-            return paper_protocol(self.n if self.n > 1 else 200, self.max_tokens, self.seed)
-        decoding = Decoding(self.temperature, self.top_p, self.max_tokens, self.seed)
-        ks = self.ks or tuple(k for k in (1, 10, 100) if k <= self.n)
-        return [Part("", self.format, decoding, self.n, ks)]
+            return paper_protocol(200 if self.n is None else self.n, self.max_tokens, self.seed)
+        n = 1 if self.n is None else self.n
+        top_p = 1.0 if self.top_p is None else self.top_p
+        decoding = Decoding(self.temperature or 0.0, top_p, self.max_tokens, self.seed)
+        for k in self.ks:
+            if not 1 <= k <= n:
+                raise ValueError(f"--k {k}: must be from 1 to --n, which is {n}")
+        ks = self.ks or tuple(k for k in (1, 10, 100) if k <= n)
+        return [Part("", self.format or "chat", decoding, n, ks)]
 
 
 def passk(config: PasskConfig, options: SandboxOptions) -> dict[str, Any]:
-    """Sample, judge and report. Raises ValueError, ModelError, SamplerError, SandboxUnavailable."""
+    """Sample, judge and report. Raises ValueError, ModelError, SamplerError, SandboxUnavailable; BusyError
+    where another run has the folder."""
     suite = load_suite(config.suite, config.data_dir)
-    if any(problem.tests is None for problem in suite.problems.values()):
-        return _samples_only(config, suite)
-    # First of all: hours of sampling must not end in "no sandbox here".
-    with options.open() as sandbox:
-        return _passk(config, suite, sandbox)
-
-
-def _samples_only(config: PasskConfig, suite: Suite) -> dict[str, Any]:
-    head, folder, _ = _draw(config, suite)
-    return {**head, "samples_only": f"{suite.name} comes without tests; samples are in {folder}"}
-
-
-def _draw(config: PasskConfig, suite: Suite) -> tuple[dict[str, Any], Path, list[tuple[Part, Run]]]:
-    """What the report says of the model, the output folder, and the parts that were sampled into it."""
     parts = config.parts()
     runs = [(part, Run(suite, part.format, part.decoding, part.n, config.limit)) for part in parts]
+    with ExitStack() as held:
+        if any(problem.tests is None for problem in suite.problems.values()):
+            head, folder, _ = _draw(config, suite, runs, held)
+            return {**head, "samples_only": f"{suite.name} comes without tests; samples are in {folder}"}
+        # First of all: hours of sampling must not end in "no sandbox here" or "no compiler here".
+        sandbox = held.enter_context(options.open())
+        check_languages(runs[0][1].problems)
+        return _passk(config, suite, runs, sandbox, held)
+
+
+def _draw(
+    config: PasskConfig, suite: Suite, runs: list[tuple[Part, Run]], held: ExitStack
+) -> tuple[dict[str, Any], Path, list[frozenset[str]]]:
+    """What the report says of the model, the output folder, and the keys of each part's samples in it. The
+    folder is this run's alone until `held` closes."""
     with _sampler(config) as sampler:
         folder = config.output or _folder(config, sampler.model)
-        for part, run in runs:
-            draw(sampler, run, folder / part.name / "samples.jsonl")
+        for _, run in runs:  # what is refused leaves no folder behind
+            sampler.check([render(problem, run.format) for problem in run.problems])
+        held.enter_context(open_alone(folder / ".lock"))
+        held.callback((folder / ".lock").unlink)
+        keys = [draw(sampler, run, folder / part.name / "samples.jsonl") for part, run in runs]
         record = {"model": sampler.model, "model_digest": sampler.digest, "engine": config.engine}
-        record |= sampler.settings()
+        record |= sampler.settings() | {"sampler": sampler.provenance()}
     head = {"suite": suite.name, "suite_digest": suite.digest, **record, "limit": config.limit}
-    return head, folder, runs
+    return head, folder, keys
 
 
-def _passk(config: PasskConfig, suite: Suite, sandbox: Sandbox) -> dict[str, Any]:
-    head, folder, runs = _draw(config, suite)
+def _passk(
+    config: PasskConfig, suite: Suite, runs: list[tuple[Part, Run]], sandbox: Sandbox, held: ExitStack
+) -> dict[str, Any]:
+    head, folder, keys = _draw(config, suite, runs, held)
     head["sandbox"] = sandbox.level.value
     reports = {}
-    for part, run in runs:
+    for (part, run), drawn in zip(runs, keys, strict=True):
         place = folder / part.name
-        tally = judge_file(place / "samples.jsonl", suite, place / "results.jsonl", sandbox)
+        tally = judge_file(place / "samples.jsonl", suite, place / "results.jsonl", sandbox, only=drawn)
         tasks = [problem.task_id for problem in run.problems]
         reports[part.name] = {
             "prompt_format": part.format,
             "decoding": asdict(part.decoding),
             "n": part.n,
             **score(tally, tasks, gold.measure(suite, sandbox, tasks), part.ks),
-            "mean_tokens": mean_tokens(each for _, each in json_lines(place / "samples.jsonl")),
+            "mean_tokens": mean_tokens(each for _, each in json_lines(place / "results.jsonl")),
             "per_problem": {task: {"samples": n, "passed": c} for task, (n, c) in tally.counts.items()},
             "ok": not tally.failed_by_sandbox,
         }
@@ -199,15 +238,24 @@ def _sampler(config: PasskConfig) -> Iterator[Sampler]:
             digest=f"{card.source.get('sha256') or folder.name}:{card.quantization}"
             + (mixed if compute_type != "float32" else ""),
             batch=config.batch,
-            described=engine.describe(),
+            described={"engine": config.engine, **engine.describe()},
         )
     finally:
         engine.close()
 
 
 def _folder(config: PasskConfig, model: str) -> Path:
-    decoding = "paper" if config.protocol else f"{config.format}-t{config.temperature:g}-n{config.n}"
-    words = (config.suite, model, decoding)
+    """One for each way of making samples, so that the next run with other settings is not refused."""
+    first = config.parts()[0]
+    source = f"http-{urlsplit(config.url).netloc}" if config.url else config.engine
+    temperature = "" if config.protocol else f"-t{first.decoding.temperature:g}"
+    others = [
+        f"-{NAMED[field.name]}{value}"
+        for field in fields(config)
+        if field.name in NAMED and (value := getattr(config, field.name)) != field.default
+    ]
+    way = f"{config.protocol or first.format}-{source}{temperature}-n{first.n}{''.join(others)}"
+    words = (config.suite, model, way)
     return Path(
         "rrtf-passk", *("".join(c if c.isalnum() or c in "-._" else "_" for c in word) for word in words)
     )
@@ -218,11 +266,15 @@ def compare_runs(first: Path, second: Path, k: int = 1) -> dict[str, Any]:
 
     Raises ValueError on files without common problems, or fewer than k samples of one.
     """
-    a, b = (per_problem(read_results(_results(path)).counts, k) for path in (first, second))
-    common = [task for task in a if task in b]
+    counts_a, counts_b = (read_results(_results(path)).counts for path in (first, second))
+    common = [task for task in counts_a if task in counts_b]
     if not common:
         raise ValueError(f"{first} and {second} have no problem in common")
-    found = compare([a[task] for task in common], [b[task] for task in common])
+    a, b = per_problem(counts_a, k), per_problem(counts_b, k)
+    pairs_a, pairs_b = (
+        [(counts[task][0], counts[task][1]) for task in common] for counts in (counts_a, counts_b)
+    )
+    found = compare(pairs_a, pairs_b, k)
     return {
         "a": str(first),
         "b": str(second),
@@ -250,13 +302,17 @@ def markdown(report: dict[str, Any], suite: Suite) -> str:
         "",
         f"`{report['command']}`",
         "",
-        f"Suite digest {report['suite_digest']}, model digest {report['model_digest']}, engine "
-        f"{report['engine']}, sandbox {report.get('sandbox')}.",
+        f"Suite digest {report['suite_digest']}, model digest {report['model_digest']}, "
+        f"{_listed(report['sampler'])}, sandbox {report.get('sandbox')}.",
     ]
     for name, part in (report.get("parts") or {"": report}).items():
         lines += ["", f"## {name or 'Scores'}", "", *_part_lines(part, list(suite.problems))]
     machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items() if value)
     return "\n".join([*lines, "", f"Machine: {machine}", ""])
+
+
+def _listed(record: dict[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in record.items())
 
 
 def _part_lines(part: dict[str, Any], order: Sequence[str]) -> list[str]:

@@ -1,7 +1,10 @@
 """pass@k, its uncertainty, and the comparison of two runs over the same problems.
 
-All functions take plain counts or one number per problem, in the same order of problems on both sides of a
-comparison. Random resampling is seeded: the same input always gives the same interval.
+All functions take plain counts, in the same order of problems on both sides of a comparison. Random draws are
+seeded: the same input always gives the same interval.
+
+Intervals speak of the problems as a sample from all that might have been asked. None has no width: where all
+problems have the same score, they are as wide as the number of problems leaves room for others.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from statistics import NormalDist, fmean
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES = 10_000
-_CHUNK = 2_000_000  # resampled values held at once; bounds memory for suites of thousands of problems
+DRAWS = 10_000
+_CHUNK = 2_000_000  # random numbers held at once; bounds memory for suites of thousands of problems
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,38 @@ def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
 def pass_at_k_interval(
     counts: Sequence[tuple[int, int]], k: int, *, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The interval of `mean_pass_at_k`: Wilson's for one sample each, else a percentile bootstrap.
+    """The interval of `mean_pass_at_k`: Wilson's for one sample each, else `bounded_interval`.
 
-    The bootstrap draws problems, which is the larger part of the uncertainty; it does not redraw samples.
+    The latter counts what problems and their samples vary together; it needs no share of each.
     """
     if all(samples == 1 for samples, _ in counts):
         low, high = wilson_interval(sum(passed for _, passed in counts), len(counts), confidence)
         return Interval(low, high, "wilson", confidence)
-    values = np.array(_per_problem(counts, k))
-    low, high = _percentiles(_resampled_means(values, seed), confidence)
-    return Interval(low, high, f"bootstrap over problems ({RESAMPLES} resamples)", confidence)
+    return bounded_interval(_per_problem(counts, k), 0.0, 1.0, confidence=confidence, seed=seed)
+
+
+def bounded_interval(
+    values: Sequence[float], least: float, most: float, *, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """The interval of the mean of what can only lie between `least` and `most`, from draws of it.
+
+    N. Gaffke's bounds (Mathematical Methods of Statistics 14, 2005; also arXiv 1905.06208): the values and
+    one more, the worst that was possible, are given uniformly random weights that add up to 1; the bound is
+    a quantile of the weighted mean. For 0/1 values this is Clopper and Pearson's interval; for many values it
+    nears the bootstrap's. It is never narrower than what no variation in n values leaves open: of n zeros
+    between 0 and 1 the upper bound at 95 % is 1 - 0.025^(1/n).
+    Raises ValueError on no values, or one outside the bounds (NaN, too).
+    """
+    if not values:
+        raise ValueError("an interval needs at least one value")
+    if not all(least <= value <= most for value in values):
+        raise ValueError(f"values must be between {least:g} and {most:g}")
+    sums, extra = _weighted_means(np.array(values, dtype=float), seed)
+    tail = (1 - confidence) / 2
+    low = float(np.quantile(sums + extra * least, tail))
+    high = float(np.quantile(sums + extra * most, 1 - tail))
+    # Weights add up to 1 but for rounding.
+    return Interval(max(low, least), min(high, most), f"Gaffke's bounds ({DRAWS} draws)", confidence)
 
 
 def wilson_interval(passed: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -92,30 +117,32 @@ class Comparison:
         return asdict(self)
 
 
-def compare(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Comparison:
-    """Paired comparison of per-problem scores: McNemar's exact test for 0/1 scores, else a paired bootstrap.
+def compare(
+    a: Sequence[tuple[int, int]], b: Sequence[tuple[int, int]], k: int = 1, *, seed: int = 0
+) -> Comparison:
+    """Paired comparison of pass@k, from (samples, passed) of each problem.
 
-    The interval of the difference is a paired bootstrap over problems in both cases. Raises ValueError on
-    empty or unequal lengths.
+    McNemar's exact test where both sides have one sample of every problem, else a sign-flip permutation test
+    of the per-problem scores. The interval of the difference is `bounded_interval`'s in both cases. Raises
+    ValueError on empty or unequal lengths, and as `pass_at_k` does.
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"a paired comparison needs the same problems on both sides: {len(a)} and {len(b)}")
-    only_a = sum(x > y for x, y in zip(a, b, strict=True))
-    only_b = sum(x < y for x, y in zip(a, b, strict=True))
-    differences = np.array(b, dtype=float) - np.array(a, dtype=float)
-    resampled = _resampled_means(differences, seed)
-    low, high = _percentiles(resampled, 0.95)
-    if {*a, *b} <= {0, 1}:
+    first, second = _per_problem(a, k), _per_problem(b, k)
+    only_a = sum(x > y for x, y in zip(first, second, strict=True))
+    only_b = sum(x < y for x, y in zip(first, second, strict=True))
+    differences = [y - x for x, y in zip(first, second, strict=True)]
+    if all(samples == 1 for samples, _ in (*a, *b)):
         p_value, test = mcnemar_exact(only_a, only_b), "McNemar, exact, two-sided"
     else:
-        p_value = _sign_flip_p_value(differences, seed)
-        test = f"paired sign-flip permutation, two-sided ({RESAMPLES} draws)"
+        p_value = _sign_flip_p_value(np.array(differences), seed)
+        test = f"paired sign-flip permutation, two-sided ({DRAWS} draws)"
     return Comparison(
         problems=len(a),
-        mean_a=fmean(a),
-        mean_b=fmean(b),
-        difference=float(differences.mean()),
-        interval=Interval(low, high, f"paired bootstrap over problems ({RESAMPLES} resamples)"),
+        mean_a=fmean(first),
+        mean_b=fmean(second),
+        difference=fmean(differences),
+        interval=bounded_interval(differences, -1.0, 1.0, seed=seed),
         p_value=p_value,
         test=test,
         only_a=only_a,
@@ -141,15 +168,20 @@ def _per_problem(counts: Sequence[tuple[int, int]], k: int) -> list[float]:
     return [pass_at_k(samples, passed, k) for samples, passed in counts]
 
 
-def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """(RESAMPLES,) means of `values` (problems,) drawn with replacement."""
+def _weighted_means(
+    values: NDArray[np.float64], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """For DRAWS uniformly random sets of len(values) + 1 weights that add up to 1: (DRAWS,) the weighted
+    sums of the values, and (DRAWS,) the last weights."""
     random = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // len(values))
-    means = [
-        values[random.integers(len(values), size=(min(rows, RESAMPLES - start), len(values)))].mean(axis=1)
-        for start in range(0, RESAMPLES, rows)
-    ]
-    return np.concatenate(means)
+    rows = max(1, _CHUNK // (len(values) + 1))
+    sums, extra = np.empty(DRAWS), np.empty(DRAWS)
+    for start in range(0, DRAWS, rows):
+        weights = random.standard_exponential((min(rows, DRAWS - start), len(values) + 1))
+        weights /= weights.sum(axis=1, keepdims=True)
+        sums[start : start + rows] = weights[:, :-1] @ values
+        extra[start : start + rows] = weights[:, -1]
+    return sums, extra
 
 
 def _sign_flip_p_value(differences: NDArray[np.float64], seed: int) -> float:
@@ -161,13 +193,8 @@ def _sign_flip_p_value(differences: NDArray[np.float64], seed: int) -> float:
     observed = abs(float(differences.sum()))
     rows = max(1, _CHUNK // len(moved))
     extreme = 0
-    for start in range(0, RESAMPLES, rows):
-        signs = random.integers(2, size=(min(rows, RESAMPLES - start), len(moved))) * 2 - 1
+    for start in range(0, DRAWS, rows):
+        signs = random.integers(2, size=(min(rows, DRAWS - start), len(moved))) * 2 - 1
         # Sums in another order differ in the last bits; an equal sum must count as equal.
         extreme += int((np.abs(signs @ moved) >= observed * (1 - 1e-12)).sum())
-    return (extreme + 1) / (RESAMPLES + 1)
-
-
-def _percentiles(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    return (extreme + 1) / (DRAWS + 1)
