@@ -1,6 +1,7 @@
 """Sampling that resumes, samples that stay with their run, and scores that add up."""
 
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,9 @@ from rrtf_serve.problems.gold import Gold
 from rrtf_serve.problems.judging import Tally
 from rrtf_serve.problems.origins import json_lines
 from rrtf_serve.problems.problem import FunctionTests, Problem, make_suite
+from rrtf_serve.problems.prompts import Prompt
 from rrtf_serve.problems.samplers import Ask, Decoding, Response, SamplerError
+from rrtf_serve.problems.samples import BusyError, Journal
 
 TESTS = FunctionTests("def check(candidate):\n    assert candidate(2) == 4\n")
 SUITE = make_suite(
@@ -29,10 +32,18 @@ class Scripted:
     model: str = "m"
     digest: str = "d"
     breaks_after: int | None = None
+    engine: str = "ct2"
     asked: list[Ask] = field(default_factory=list)
 
     def settings(self) -> dict[str, Any]:
         return {}
+
+    def provenance(self) -> dict[str, Any]:
+        return {"engine": self.engine, "batch": 16}
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        if self.engine == "strict":
+            raise ValueError("can't be asked this")
 
     def answer(
         self, asks: Sequence[Ask], decoding: Decoding, done: Collection[int] = ()
@@ -56,13 +67,16 @@ def test_a_sample_says_where_it_comes_from(tmp_path: Path) -> None:
     assert record["response"] == "```python\nx = 1\n```"
     assert record["completion"] == "    x = 1\n"
     assert (record["model"], record["model_digest"], record["prompt_format"]) == ("m", "d", "chat")
+    assert record["sampler"] == {"engine": "ct2", "batch": 16}
     assert record["decoding"] == {"temperature": 0.0, "top_p": 1.0, "max_tokens": 512, "seed": None}
 
 
 def test_a_broken_run_goes_on_where_it_was(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     run = Run(SUITE, "chat", SAMPLED, n=4)
-    with pytest.raises(SamplerError):
+    with pytest.raises(
+        SamplerError, match=r"^gone .5 of 12 samples are kept in .*s\.jsonl; the same command"
+    ):
         draw(Scripted(breaks_after=5), run, path)
     assert len(records(path)) == 5
     # A kill in the middle of a line.
@@ -85,25 +99,74 @@ def test_a_run_can_grow(tmp_path: Path) -> None:
     assert len(grown.asked) == 4
     # And a smaller one finds all it needs.
     smaller = Scripted()
-    draw(smaller, Run(SUITE, "chat", SAMPLED, n=1, limit=1), path)
+    keys = draw(smaller, Run(SUITE, "chat", SAMPLED, n=1, limit=1), path)
     assert smaller.asked == []
+    # Which are its own among those that the file holds.
+    own = [(record["task_id"], record["index"]) for record in records(path) if record["key"] in keys]
+    assert own == [("t/0", 0)]
+
+
+CHANGED = make_suite("toy", [Problem(f"t/{n}", f"def f{n}(x):\n", f"f{n}", TESTS) for n in range(3)])
+SMALLER = make_suite("toy", [Problem("t/0", "changed", "f0", TESTS)])
 
 
 @pytest.mark.parametrize(
-    ("sampler", "run"),
+    ("sampler", "run", "difference"),
     [
-        (Scripted(model="other"), Run(SUITE, "chat", SAMPLED)),
-        (Scripted(digest="other"), Run(SUITE, "chat", SAMPLED)),
-        (Scripted(), Run(SUITE, "completion", SAMPLED)),
-        (Scripted(), Run(SUITE, "chat", Decoding(temperature=0.7))),
-        (Scripted(), Run(make_suite("toy", [Problem("t/0", "changed", "f0", TESTS)]), "chat", SAMPLED)),
+        (Scripted(model="other"), Run(SUITE, "chat", SAMPLED), "model m, not other"),
+        (Scripted(digest="other"), Run(SUITE, "chat", SAMPLED), "model digest d, not other"),
+        (Scripted(engine="http"), Run(SUITE, "chat", SAMPLED), "engine ct2, not http"),
+        (Scripted(), Run(SUITE, "completion", SAMPLED), "prompt format chat, not completion"),
+        (Scripted(), Run(SUITE, "chat", Decoding(temperature=0.7)), "temperature 0.8, not 0.7"),
+        (
+            Scripted(),
+            Run(SUITE, "chat", Decoding(0.8, max_tokens=9, seed=1)),
+            "max_tokens 512, not 9; seed not named, not 1",
+        ),
+        (Scripted(), Run(CHANGED, "chat", SAMPLED), "the problem or its prompt has changed since"),
+        (Scripted(), Run(SMALLER, "chat", SAMPLED), "task 't/2' is not in toy"),
     ],
 )
-def test_samples_of_another_run_are_refused(tmp_path: Path, sampler: Scripted, run: Run) -> None:
-    draw(Scripted(), Run(SUITE, "chat", SAMPLED), tmp_path / "s.jsonl")
-    with pytest.raises(ValueError, match="give another --output"):
-        draw(sampler, run, tmp_path / "s.jsonl")
+def test_samples_made_otherwise_are_refused_with_what_differs(
+    tmp_path: Path, sampler: Scripted, run: Run, difference: str
+) -> None:
+    path = tmp_path / "s.jsonl"
+    draw(Scripted(), Run(SUITE, "chat", SAMPLED), path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=re.escape(f"otherwise ({difference}); give another --output")):
+        draw(sampler, run, path)
     assert sampler.asked == []
+    assert path.read_bytes() == before
+
+
+def test_samples_that_do_not_say_how_they_were_made_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    draw(Scripted(), Run(SUITE, "chat", SAMPLED), path)
+    old = [{**record, "key": "old"} for record in records(path)]
+    for record in old:
+        del record["sampler"]
+    path.write_text("".join(json.dumps(record) + "\n" for record in old))
+    with pytest.raises(ValueError, match="sampler not named, not recorded with each sample"):
+        draw(Scripted(), Run(SUITE, "chat", SAMPLED), path)
+
+
+def test_what_can_not_be_asked_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="can't be asked"):
+        draw(Scripted(engine="strict"), Run(SUITE, "chat", SAMPLED), tmp_path / "new" / "s.jsonl")
+    with pytest.raises(SamplerError):
+        draw(Scripted(breaks_after=0), Run(SUITE, "chat", SAMPLED), tmp_path / "s.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_run_at_a_time_samples_into_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    with Journal(path) as journal:
+        journal.add({"key": "a"})
+        second = Scripted()
+        with pytest.raises(BusyError, match=r"s\.jsonl: another run is writing here"):
+            draw(second, Run(SUITE, "chat", SAMPLED), path)
+    assert second.asked == []
+    assert records(path) == [{"key": "a"}]
 
 
 @pytest.mark.parametrize(

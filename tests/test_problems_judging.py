@@ -1,5 +1,7 @@
 """Sample files in and out, through the real sandbox; bad input, equal lines, and a judge that is killed."""
 
+import fcntl
+import gzip
 import json
 import os
 import signal
@@ -8,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from rrtf_serve.problems.gold import Gold, limits_of
 from rrtf_serve.problems.judging import judge_file, outcome_of, read_results
 from rrtf_serve.problems.origins import json_lines
 from rrtf_serve.problems.problem import CaseTests, FunctionTests, Problem, StdioTests, make_suite
-from rrtf_serve.problems.samples import Journal, read_samples
+from rrtf_serve.problems.samples import BusyError, Journal, read_samples
 from rrtf_serve.problems.suites import load_suite
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import Level, SandboxUnavailable
@@ -277,6 +279,111 @@ def test_a_longer_file_is_judged_for_its_new_lines_only(tmp_path: Path, sandbox:
     assert tally.counts == {"t/double": [2, 1]}
 
 
+def test_packed_results_are_read_again(tmp_path: Path, sandbox: Sandbox) -> None:
+    samples, out = write(tmp_path / "s.jsonl", RIGHT), tmp_path / "out.jsonl.gz"
+    for _ in range(2):
+        tally = judge_file(samples, SUITE, out, sandbox, GOLDS)
+        assert json.loads(gzip.decompress(out.read_bytes()))["passed"] is True
+        assert read_results(out).counts == tally.counts == {"t/double": [1, 1]}
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["out.jsonl.gz", "s.jsonl"]
+    with pytest.raises(ValueError, match=r"without \.gz"):
+        Journal(tmp_path / "j.jsonl.gz")
+
+
+def test_chosen_lines_are_judged_alone(tmp_path: Path, sandbox: Sandbox) -> None:
+    rows = [{**RIGHT, "key": "a"}, {**RIGHT, "key": "b", "completion": "    return 0\n"}, RIGHT]
+    samples, out = write(tmp_path / "s.jsonl", *rows), tmp_path / "out.jsonl"
+    tally = judge_file(samples, SUITE, out, sandbox, GOLDS, only={"b"})
+    assert (tally.counts, tally.results) == ({"t/double": [1, 0]}, {"failed": 1})
+    assert [record["key"] for record in judged(out)] == ["b"]
+    with pytest.raises(ValueError, match="no samples in it"):
+        judge_file(samples, SUITE, out, sandbox, GOLDS, only={"c"})
+
+
+def test_the_bar_begins_with_what_was_judged_before(
+    tmp_path: Path, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, out = write(tmp_path / "s.jsonl", *[RIGHT] * 30), tmp_path / "out.jsonl"
+    judge_file(samples, SUITE, out, sandbox, GOLDS)
+    assert "| 0/30 " in capsys.readouterr().err
+    judge_file(samples, SUITE, out, sandbox, GOLDS)
+    shown = capsys.readouterr().err
+    assert "| 0/30 " not in shown
+    assert "| 30/30 " in shown
+
+
+def test_two_judges_do_not_share_a_journal(tmp_path: Path, sandbox: Sandbox) -> None:
+    samples, out = write(tmp_path / "s.jsonl", RIGHT), tmp_path / "out.jsonl"
+    with Journal(tmp_path / "out.jsonl.journal") as journal:
+        with pytest.raises(BusyError, match=r"out\.jsonl\.journal: another run is writing here"):
+            judge_file(samples, SUITE, out, sandbox, GOLDS)
+        assert journal.path.exists()
+    judge_file(samples, SUITE, out, sandbox, GOLDS)
+    assert judged(out)[0]["passed"] is True
+
+
+def test_a_journal_that_was_removed_meanwhile_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j"
+    locks: list[int] = []
+    lock = fcntl.flock
+
+    def removed_before_the_lock(file: IO[bytes], operation: int) -> None:
+        locks.append(operation)
+        if len(locks) == 1:
+            path.unlink()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before_the_lock)
+    with Journal(path) as journal:
+        journal.add({"key": "a"})
+    assert len(locks) == 2
+    assert judged(path) == [{"key": "a"}]
+
+
+KEPT = {"key": "k", "passed": True, "result": "passed", "verdict": {"groups": {}}}
+
+
+@pytest.mark.parametrize(
+    ("damage", "flaw"),
+    [
+        ({"passed": "false"}, "passed is not true, false or null"),
+        ({"passed": [1]}, "passed is not true, false or null"),
+        ({"passed": 7}, "passed is not true, false or null"),
+        ({"verdict": []}, "verdict"),
+        ({"verdict": {"groups": []}}, "verdict"),
+        ({"verdict": {"groups": {"base": "yes"}}}, "verdict"),
+    ],
+)
+def test_damaged_results_and_journals_are_named(
+    tmp_path: Path, sandbox: Sandbox, damage: dict[str, Any], flaw: str
+) -> None:
+    samples, out = write(tmp_path / "s.jsonl", RIGHT), tmp_path / "out.jsonl"
+    whole = {"task_id": "t/double", **KEPT}
+    with pytest.raises(ValueError, match=rf"r\.jsonl:2: not a judged sample .*{flaw}"):
+        read_results(write(tmp_path / "r.jsonl", whole, whole | damage))
+    journal = write(tmp_path / "out.jsonl.journal", KEPT, KEPT | damage)
+    with pytest.raises(ValueError, match=rf"out\.jsonl\.journal:2: not a line of this journal .*{flaw}"):
+        judge_file(samples, SUITE, out, sandbox, GOLDS)
+    journal.unlink()
+
+
+@pytest.mark.parametrize("lost", ["passed", "result"])
+def test_verdicts_that_lost_a_part_are_named(tmp_path: Path, sandbox: Sandbox, lost: str) -> None:
+    samples, out = write(tmp_path / "s.jsonl", RIGHT), tmp_path / "out.jsonl"
+    judge_file(samples, SUITE, out, sandbox, GOLDS)
+    [record] = judged(out)
+    del record[lost]
+    write(out, record)
+    with pytest.raises(ValueError, match=r"out\.jsonl:1: its verdict is damaged"):
+        judge_file(samples, SUITE, out, sandbox, GOLDS)
+    write(tmp_path / "out.jsonl.journal", {name: value for name, value in KEPT.items() if name != lost})
+    out.unlink()
+    with pytest.raises(ValueError, match=r"journal:1: not a line of this journal"):
+        judge_file(samples, SUITE, out, sandbox, GOLDS)
+
+
 KILLED = """
 import sys
 from pathlib import Path
@@ -389,7 +496,7 @@ def test_limits_follow_the_reference() -> None:
 
 def test_a_journal_refuses_a_file_of_another_kind(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", RIGHT)
-    with pytest.raises(ValueError, match=r"x\.jsonl:1: not a line of a journal"):
+    with pytest.raises(ValueError, match=r"x\.jsonl:1: not a line of this journal .no key"):
         Journal(path)
     assert judged(path) == [RIGHT]
 

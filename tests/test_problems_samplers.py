@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -199,6 +199,40 @@ def test_overload_is_waited_for(upstream: Upstream) -> None:
         answers(sampler, Prompt("chat", message="ok"))
 
 
+def test_waiting_is_told_once_for_all_workers(upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
+    sampler = HttpSampler(upstream.url, None, workers=4)
+    upstream.statuses = [503] * 4
+    assert len(answers(sampler, *[Prompt("chat", message="ok")] * 4)) == 4
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert "/v1/chat/completions: 503 " in warning
+    assert warning.endswith("; trying again in 1 s")
+
+
+def test_what_may_move_an_answer_is_told(upstream: Upstream) -> None:
+    url = upstream.url + "/v1"
+    assert HttpSampler(url, None, workers=3).provenance() == {"engine": "http", "url": url, "batch": 3}
+    tokenizer = byte_tokenizer()
+    prompts = Prompts(
+        tokenizer, FAMILIES["qwen2.5-coder"], chat_template="", add_bos=False, bos_token="", end_tokens=[]
+    )
+
+    def provenance(spread: int | None, **described: Any) -> dict[str, Any]:
+        engine = FakeEngine(lambda _: [])
+        engine.capabilities = replace(engine.capabilities, prompt_spread=spread)
+        sampler = EngineSampler(
+            engine, tokenizer, prompts, model="m", digest="d", batch=4, described=described
+        )
+        return sampler.provenance()
+
+    int8 = {"engine": "ct2", "device": "cpu", "compute_type": "int8", "threads": 2}
+    assert provenance(16, **int8, weights_bytes=9) == {**int8, "batch": 4, "prompt_spread": 16}
+    # Where no answer depends on its batch, another batch size does no harm.
+    assert provenance(0, **int8) == int8
+    exact = {**int8, "compute_type": "float32"}
+    assert provenance(16, **exact) == exact
+    assert provenance(None, engine="torch", dtype="bfloat16")["batch"] == 4
+
+
 def test_what_a_server_refuses_is_told_at_once(upstream: Upstream) -> None:
     sampler = HttpSampler(upstream.url, None)
     upstream.statuses = [400]
@@ -213,8 +247,13 @@ def test_what_a_server_refuses_is_told_at_once(upstream: Upstream) -> None:
 def test_wrong_models_and_no_server_are_told(upstream: Upstream) -> None:
     with pytest.raises(SamplerError, match=r"--model other: .* serves served"):
         HttpSampler(upstream.url, "other")
-    with pytest.raises(SamplerError, match="/models: "):
+    with pytest.raises(SamplerError, match=r"no server answers at http://127\.0\.0\.1:9/v1: is rrtf-serve"):
         HttpSampler("http://127.0.0.1:9", None)
+    for address in ("127.0.0.1:8000", "ftp://127.0.0.1", "http://"):
+        with pytest.raises(ValueError, match=rf"--url {address}: must be http://"):
+            HttpSampler(address, None)
+    with pytest.raises(ValueError, match="--url http://a b"):
+        HttpSampler("http://a b", None)
     upstream.models = []
     with pytest.raises(SamplerError, match="give --model"):
         HttpSampler(upstream.url, None)

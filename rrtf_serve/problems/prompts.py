@@ -11,13 +11,14 @@ infill       prompt and suffix around the gap, in the model's own fill-in-the-mi
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from rrtf_serve.models.prompts import docstring_first
 from rrtf_serve.problems.extraction import cut_at_stop, defines, extract_code, to_record
 from rrtf_serve.problems.problem import FunctionTests, Problem, StdioTests
-from rrtf_serve.problems.syntax import parse
+from rrtf_serve.problems.syntax import missing_body, parse
 
 _TITLES = {
     "python": "Python", "javascript": "JavaScript", "typescript": "TypeScript", "bash": "Bash", "cpp": "C++",
@@ -64,8 +65,11 @@ def _docstring_first(problem: Problem) -> Prompt:
     if problem.language != "python" or problem.suffix is not None or isinstance(problem.tests, StdioTests):
         raise ValueError(f"{problem.task_id}: the docstring-first prompt is for Python functions")
     before, docstring, signature = _parts(problem)
+    if not docstring:
+        raise ValueError(f"{problem.task_id}: has no docstring to put first; use another --prompt")
     text = docstring_first(docstring, signature)
-    lead = problem.signature
+    # A prompt that ends right behind the colon gets a line of its own for what follows.
+    lead = problem.signature or ("\n" if missing_body(problem.prompt).startswith("\n") else "")
     return Prompt("docstring-first", text=f"{before}{text}", lead=lead, stop=problem.stop)
 
 
@@ -76,16 +80,31 @@ def _parts(problem: Problem) -> tuple[str, str, str]:
     """
     if problem.signature:
         return problem.prompt, problem.task, problem.signature
+    whole = problem.prompt + missing_body(problem.prompt)
+    try:
+        module = parse(whole)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{problem.task_id}: its prompt is no Python ({error}); use another --prompt"
+        ) from error
     if not defines(problem.prompt, problem):
-        return "", ast.get_docstring(parse(problem.prompt)) or problem.task, ""
-    module = parse(problem.prompt)
-    function = next(
-        node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == problem.entry_point
-    )
-    lines = problem.prompt.splitlines(keepends=True)
-    first = function.body[0].lineno - 1  # the docstring's first line
-    signature = "".join(lines[function.lineno - 1 : first])
-    return "".join(lines[: function.lineno - 1]), ast.get_docstring(function) or "", signature
+        return "", ast.get_docstring(module) or problem.task, ""
+    named = (node for node in module.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    function = next((node for node in named if node.name == problem.entry_point), None)
+    if function is None:
+        raise ValueError(f"{problem.task_id}: asks for no function of the module; use another --prompt")
+    lines = whole.splitlines(keepends=True)
+    # HumanEval/115 has an import before it.
+    texts = ((node.lineno, text) for node in function.body if (text := _text_of(node)) is not None)
+    first, text = next(texts, (function.body[0].lineno, problem.task))
+    signature = "".join(lines[function.lineno - 1 : first - 1])
+    return "".join(lines[: function.lineno - 1]), inspect.cleandoc(text), signature
+
+
+def _text_of(node: ast.stmt) -> str | None:
+    """Of a statement that is nothing but a string."""
+    constant = node.value if isinstance(node, ast.Expr) else None
+    return constant.value if isinstance(constant, ast.Constant) and isinstance(constant.value, str) else None
 
 
 def _chat(problem: Problem) -> Prompt:
@@ -116,7 +135,8 @@ def instruction(problem: Problem) -> str:
     task = f"{problem.task}\n\n" if problem.task and problem.signature else ""
     kind = "class" if problem.signature.startswith("class") else "function"
     request = f"Complete the following {title} {kind}. {_answer_with(kind, title)}."
-    return f"{task}{request}\n\n```{problem.language}\n{code}```"
+    end = "" if code.endswith("\n") else "\n"
+    return f"{task}{request}\n\n```{problem.language}\n{code}{end}```"
 
 
 def _answer_with(kind: str, title: str) -> str:

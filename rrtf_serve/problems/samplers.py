@@ -5,11 +5,14 @@ Both answer a list of asks in whatever order the answers finish, so that each ca
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import requests
 
@@ -21,6 +24,10 @@ from rrtf_serve.problems.prompts import Prompt
 
 RETRIES = 6
 _RETRIED = {408, 429, 500, 502, 503, 504}
+# What of an engine's own description may move a greedy answer; the rest of it follows from these.
+_MOVING = ("engine", "device", "compute_type", "dtype", "threads")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,21 @@ class Sampler(Protocol):
     @property
     def digest(self) -> str: ...
 
+    def provenance(self) -> dict[str, Any]:
+        """What else may move a greedy answer, as plain data: engine, arithmetic, batches. Each sample names
+        it, and samples of another are not taken for this one's."""
+
     def settings(self) -> dict[str, Any]:
-        """What else may move a greedy answer (batch size, engine, compute type), for the report."""
+        """The provenance, and what else a report should say."""
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raises ValueError on a prompt that can't be put to this model."""
 
     def answer(
         self, asks: Sequence[Ask], decoding: Decoding, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Response]]:
         """(position in `asks`, response) of each as it is finished, but for the positions in `done`. Raises
-        SamplerError; ValueError on an ask that can't be put to this model."""
+        SamplerError; ValueError as `check` does."""
 
 
 class EngineSampler:
@@ -110,6 +124,21 @@ class EngineSampler:
     def settings(self) -> dict[str, Any]:
         spread = self._engine.capabilities.prompt_spread
         return {"batch": self._batch, "prompt_spread": spread, "seeds_honoured": False, **self._described}
+
+    def provenance(self) -> dict[str, Any]:
+        kept = {name: self._described[name] for name in _MOVING if name in self._described}
+        spread = self._engine.capabilities.prompt_spread
+        arithmetic = self._described.get("compute_type", self._described.get("dtype"))
+        # In float32, and among prompts of one length, no answer depends on its batch.
+        return (
+            kept
+            if arithmetic == "float32" or spread == 0
+            else kept | {"batch": self._batch, "prompt_spread": spread}
+        )
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            self._encode(prompt)
 
     def answer(
         self, asks: Sequence[Ask], decoding: Decoding, done: Collection[int] = ()
@@ -193,11 +222,16 @@ class HttpSampler:
         api_key: str | None = None,
         timeout_s: float = 600,
     ) -> None:
-        """Asks the server for its models. Raises SamplerError where it does not answer or lacks `model`."""
+        """Asks the server for its models. Raises SamplerError where it does not answer or lacks `model`,
+        ValueError on an address that is none."""
+        if not url.startswith(("http://", "https://")) or not urlsplit(url).netloc:
+            raise ValueError(f"--url {url}: must be http:// or https:// and a host")
         self._base = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._workers = workers
         self._timeout_s = timeout_s
         self._session = requests.Session()
+        self._telling = threading.Lock()
+        self._told_until = 0.0  # time.monotonic() until which a warning has announced the wait
         if api_key:
             self._session.headers["Authorization"] = f"Bearer {api_key}"
         listed = self._call("GET", "models", None).get("data") or []
@@ -215,11 +249,23 @@ class HttpSampler:
         self.digest = f"{source['sha256']}:{card.get('quantization')}" if source.get("sha256") else self._base
 
     def settings(self) -> dict[str, Any]:
-        return {"url": self._base, "workers": self._workers, **self._card}
+        return {**self.provenance(), **self._card}
+
+    def provenance(self) -> dict[str, Any]:
+        # Requests that arrive together may share the server's batches.
+        return {"engine": "http", "url": self._base, "batch": self._workers}
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            if prompt.prefill:
+                raise ValueError(
+                    f"--prompt {prompt.format}: an answer can't be begun through a URL; use --engine ct2"
+                )
 
     def answer(
         self, asks: Sequence[Ask], decoding: Decoding, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Response]]:
+        self.check([ask.prompt for ask in asks])
         bodies = [(at, self._body(ask, decoding)) for at, ask in enumerate(asks) if at not in done]
         with ThreadPoolExecutor(self._workers) as pool:
             running: dict[Future[Response], int] = {}
@@ -250,10 +296,6 @@ class HttpSampler:
         if decoding.seed is not None:
             body["seed"] = decoding.seed + ask.index
         if prompt.message:
-            if prompt.prefill:
-                raise ValueError(
-                    f"--prompt {prompt.format}: an answer can't be begun through a URL; use --engine ct2"
-                )
             return "chat/completions", {**body, "messages": [{"role": "user", "content": prompt.message}]}
         # Servers differ in how many stop strings they take (OpenAI: 4); `to_sample` cuts at all of them.
         body |= {"prompt": prompt.text, "stop": list(prompt.stop[:4]) or None}
@@ -274,13 +316,15 @@ class HttpSampler:
         failure = ""
         for attempt in range(RETRIES):
             if attempt:
-                time.sleep(min(2 ** (attempt - 1), 20))
+                self._pause(failure, min(2 ** (attempt - 1), 20))
             try:
                 reply = self._session.request(
                     method, f"{self._base}/{path}", json=body, timeout=self._timeout_s
                 )
+            except requests.exceptions.InvalidURL as error:
+                raise ValueError(f"--url {self._base}: {error}") from error
             except requests.RequestException as error:
-                failure = str(error)
+                failure = self._no_answer(path, error)
                 continue
             if reply.status_code == 200:
                 try:
@@ -288,7 +332,25 @@ class HttpSampler:
                 except ValueError as error:
                     raise SamplerError(f"{self._base}/{path}: answered with no JSON ({error})") from error
                 return found
-            failure = f"{reply.status_code} {reply.text[:500]}"
+            failure = f"{self._base}/{path}: {reply.status_code} {reply.text[:500]}"
             if reply.status_code not in _RETRIED:
                 break
-        raise SamplerError(f"{self._base}/{path}: {failure}")
+        raise SamplerError(failure)
+
+    def _no_answer(self, path: str, error: requests.RequestException) -> str:
+        if isinstance(error, requests.exceptions.SSLError | requests.exceptions.ProxyError):
+            return f"{self._base}/{path}: {error}"
+        if isinstance(error, requests.Timeout):
+            return f"{self._base}/{path}: no answer within {self._timeout_s:g} s"
+        if isinstance(error, requests.ConnectionError):
+            return f"no server answers at {self._base}: is rrtf-serve running there?"
+        return f"{self._base}/{path}: {error}"
+
+    def _pause(self, failure: str, seconds: float) -> None:
+        """Wait before the next try; of all workers that wait, one says so."""
+        with self._telling:
+            now = time.monotonic()
+            if now >= self._told_until:
+                log.warning("%s; trying again in %g s", failure, seconds)
+                self._told_until = now + seconds
+        time.sleep(seconds)

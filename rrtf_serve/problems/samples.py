@@ -6,9 +6,11 @@ programme, EvalPlus' field); other fields are kept. Files may end in .gz.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +18,7 @@ from typing import IO, Any
 from rrtf_serve.problems.origins import Record, json_lines
 from rrtf_serve.problems.problem import Problem, Suite
 
-JUDGE = 3  # raise it when the same programme may get another verdict: kept verdicts are then made anew
+JUDGE = 4  # raise it when the same programme may get another verdict: kept verdicts are then made anew
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,59 @@ def read_samples(path: Path, suite: Suite) -> Iterator[Sample]:
         yield Sample(number, problem, record)
 
 
-class Journal:
-    """Append-only JSON Lines of finished work, by key. A line that a kill cut short is dropped on opening."""
+class BusyError(RuntimeError):
+    """Another process is writing there."""
 
-    def __init__(self, path: Path) -> None:
-        """Reads what is there and opens the file for appending. Raises ValueError on a broken line that is
-        not the last one, naming it."""
+
+def open_alone(path: Path) -> IO[bytes]:
+    """Open for reading and appending, made where it is missing, and locked until it is closed.
+
+    Raises BusyError where another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between the two lines above, its last owner may have removed the file that was opened.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BlockingIOError as error:
+            file.close()
+            raise BusyError(
+                f"{path}: another run is writing here; wait for it, or name another place"
+            ) from error
+        file.close()
+
+
+class Journal:
+    """Append-only JSON Lines of finished work, by key, of one process at a time. A line that a kill cut short
+    is dropped on opening; a journal without a record is removed on closing."""
+
+    def __init__(self, path: Path, flaw: Callable[[Record], str] | None = None) -> None:
+        """Locks the file and reads what is there. `flaw` says what is wrong with a record, "" where nothing
+        is.
+
+        Raises BusyError where another process has it, ValueError on a broken line that is not the last one,
+        naming it.
+        """
+        if path.suffix == ".gz":
+            raise ValueError(f"{path}: lines are appended to it one by one; name a file without .gz")
+        self.path = path
         self.records: dict[str, Record] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _drop_torn_line(path)
+        self._file = open_alone(path)
+        try:
+            _drop_torn_line(self._file)
             for number, record in json_lines(path):
-                if not isinstance(record.get("key"), str):
-                    raise ValueError(f"{path}:{number}: not a line of a journal (no key); move the file away")
+                wrong = "no key" if not isinstance(record.get("key"), str) else flaw(record) if flaw else ""
+                if wrong:
+                    raise ValueError(
+                        f"{path}:{number}: not a line of this journal ({wrong}); move the file away"
+                    )
                 self.records[record["key"]] = record
-        self._file: IO[bytes] = path.open("ab")
+        except BaseException:
+            self._file.close()
+            raise
 
     def add(self, record: Record) -> None:
         """Write one record through to the operating system: a killed process loses nothing that was added."""
@@ -82,8 +122,17 @@ class Journal:
         self._file.write(to_line(record))
         self._file.flush()
 
-    def close(self) -> None:
+    def remove(self) -> None:
+        """Its work is kept elsewhere now."""
+        # Before the lock is let go: the next owner must not lose what it writes.
+        self.path.unlink(missing_ok=True)
         self._file.close()
+
+    def close(self) -> None:
+        if self.records or self._file.closed:
+            self._file.close()
+        else:
+            self.remove()
 
     def __enter__(self) -> Journal:
         return self
@@ -97,18 +146,16 @@ def to_line(record: dict[str, Any]) -> bytes:
     return (json.dumps(record) + "\n").encode("ascii")
 
 
-def _drop_torn_line(path: Path) -> None:
+def _drop_torn_line(file: IO[bytes]) -> None:
     """Cut the file after its last newline."""
-    with path.open("r+b") as file:
-        end = file.seek(0, 2)
-        block = 1 << 16
-        position = end
-        while position > 0:
-            start = max(0, position - block)
-            file.seek(start)
-            found = file.read(position - start).rfind(b"\n")
-            if found >= 0:
-                file.truncate(start + found + 1)
-                return
-            position = start
-        file.truncate(0)
+    block = 1 << 16
+    position = file.seek(0, 2)
+    while position > 0:
+        start = max(0, position - block)
+        file.seek(start)
+        found = file.read(position - start).rfind(b"\n")
+        if found >= 0:
+            file.truncate(start + found + 1)
+            return
+        position = start
+    file.truncate(0)

@@ -23,3 +23,15 @@ def parses(code: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
+
+
+def missing_body(code: str) -> str:
+    """The `pass` that makes code whole which ends in a function without a body, as a bare `def f(x):` does.
+
+    Empty where nothing is missing, or more than that.
+    """
+    if parses(code):
+        return ""
+    start = "" if code.endswith("\n") else "\n"
+    bodies = (f"{start}{indent * depth}pass\n" for depth in (1, 2, 3) for indent in ("    ", "\t"))
+    return next((body for body in bodies if parses(code + body)), "")
