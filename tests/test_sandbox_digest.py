@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from rrtf_serve.sandbox.inside.digest import Digest, NoDigestError, digest_of
 from rrtf_serve.sandbox.inside.oracle import accepts
+from rrtf_serve.sandbox.inside.wire import Codec, dumps
+from rrtf_serve.sandbox.inside.writer import Message, surely_longer
 from rrtf_serve.sandbox.jobs import Case, CaseJob, CaseSet, Oracle
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import Level, Limits, SandboxUnavailable
@@ -132,3 +134,16 @@ def test_a_digest_made_up_is_no_answer(sandbox: Sandbox) -> None:
 def test_where_types_count_too_large_is_too_large(sandbox: Sandbox) -> None:
     cases = CaseSet((Case((3,), 3), Case((30_000,), 3)), Oracle("exact"))
     assert sandbox.judge(CaseJob(REFERENCE, "f", cases), LIMITS).kind is Kind.OUTPUT
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9), max_size=4) | st.tuples(st.integers(), st.text()) | st.integers())
+)
+def test_what_is_surely_longer_is(value: list[object]) -> None:
+    """The estimate never claims more than the text takes, also where a part comes twice."""
+    codec = Codec(lambda *_: None, lambda _: None, lambda _: False, lambda _: "")
+    for whole in (value, value * 3, tuple(value)):
+        message = Message(codec)
+        length = len(dumps([message.encode(whole), message.nodes, []]))
+        assert not surely_longer(whole, length)
+    assert surely_longer([(1, 2)] * 1, 12)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rrtf_serve.sandbox.inside.digest import digest_of
 from rrtf_serve.sandbox.inside.frames import Channel, Frame
 from rrtf_serve.sandbox.inside.reader import Reader
 from rrtf_serve.sandbox.inside.wire import Codec, Json, WireError, dumps, loads
-from rrtf_serve.sandbox.inside.writer import Message, TooLargeError
+from rrtf_serve.sandbox.inside.writer import Message, TooLargeError, surely_longer
 
 NAME_LIMIT = 100  # characters of a class's name, and how many bases are told
 
@@ -105,14 +106,13 @@ class Peer:
             self._channel.send(Frame.RETURN, answer)
 
     def _value_or_digest(self, value: object) -> bytes:
-        reply = Message(self._codec, room=self._digest_above)
-        try:
-            answer = dumps([reply.encode(value), reply.nodes, []])
-            if len(answer) <= self._digest_above:
-                return answer
-        except TooLargeError:
-            pass
-        del reply  # memory is short now
+        if not surely_longer(value, self._digest_above):
+            reply = Message(self._codec, room=self._digest_above)
+            with suppress(TooLargeError):
+                answer = dumps([reply.encode(value), reply.nodes, []])
+                if len(answer) <= self._digest_above:
+                    return answer
+            del reply  # memory is short now
         return dumps([["D", digest_of(value).text], [], []])
 
     def _returned(self, payload: bytes, base: Sequence[object]) -> Any:

@@ -124,6 +124,17 @@ class Message:
         return [number]
 
 
+def surely_longer(value: object, room: int) -> bool:
+    """Whether a list or tuple of lists and tuples needs more than `room` bytes, told without writing it.
+
+    A node takes at least `["list"],`, each of its items `1,`, and a reference to it `[1],`.
+    """
+    if not isinstance(value, (list, tuple)):
+        return False
+    distinct = {id(item): item for item in value if type(item) in (list, tuple)}
+    return 4 * len(distinct) + sum(9 + 2 * len(item) for item in distinct.values()) > room
+
+
 def _scalar(value: Any, kind: type) -> Json:  # noqa: PLR0911  # one branch per type is the clearest form
     if isinstance(value, bytes):
         return ["b", bytes(value).hex()]
