@@ -1,0 +1,140 @@
+"""A Hugging Face folder loaded as a transformers model, with the attention of this engine.
+
+Read are safetensors only; no code of the folder runs. GPTQ folders are read by gptqmodel, which brings the
+kernels too.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from rrtf_serve.engine.torch import attention
+from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.records import Record
+from rrtf_serve.models.source import Kind, detect_kind
+
+log = logging.getLogger(__name__)
+
+ARCHITECTURES = ("gpt_bigcode", "llama", "qwen2", "starcoder2")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def pick_device(device: str) -> torch.device:
+    """Raises ValueError naming the flag where this machine has no such device."""
+    if device not in {"auto", "cpu", "cuda"}:
+        raise ValueError(f"--device {device}: choose cpu, cuda or auto")
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise ValueError(
+            "--device cuda: torch finds no CUDA device on this machine (or is a CPU build); use cpu or auto"
+        )
+    return torch.device("cuda" if found and device != "cpu" else "cpu")
+
+
+def pick_dtype(dtype: str, stored: str, device: torch.device) -> torch.dtype:
+    """`stored`: the type that config.json names, or "". auto: as stored, but no float16 on a CPU, where it is
+    slow: bfloat16 then. Raises ValueError naming the flag."""
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype}: choose {', '.join(DTYPES)}")
+    name = (stored if stored in DTYPES[1:] else "float32") if dtype == "auto" else dtype
+    if dtype == "auto" and name == "float16" and device.type == "cpu":
+        name = "bfloat16"
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
+    """The model in evaluation mode on `device`.
+
+    Raises ModelError on an architecture that isn't read, missing or damaged weights, too little memory, and a
+    GPTQ folder without gptqmodel; ValueError naming a wrong flag.
+    """
+    config = Record.read(folder / "config.json")
+    model_type = config.text("model_type")
+    if model_type not in ARCHITECTURES:
+        raise ModelError(
+            f"{config.path}: model_type {model_type!r} can't be run by the torch engine; "
+            f"known: {', '.join(ARCHITECTURES)}"
+        )
+    kind = detect_kind(folder)
+    attention.register()
+    # transformers 5 writes dtype, older ones torch_dtype.
+    stored = config.text("dtype") or config.text("torch_dtype")
+    wanted = pick_dtype(dtype, stored, device)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    try:
+        if kind is Kind.GPTQ:
+            model = _load_gptq(folder, device)
+        elif kind is Kind.HF:
+            model = _load_plain(folder, device, wanted)
+        else:
+            raise ModelError(f"{folder}: a {kind} folder; the torch engine reads Hugging Face folders")
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _too_large(folder, device, wanted) from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{folder}: transformers can't load it ({error})") from error
+    except RuntimeError as error:
+        if "alloc" in str(error):
+            raise _too_large(folder, device, wanted) from error
+        raise ModelError(f"{folder}: transformers can't load it ({error})") from error
+    model.set_attn_implementation(attention.NAME)
+    return model.eval()
+
+
+def weights_bytes(model: Any) -> int:
+    """Bytes of parameters and buffers, a tied matrix counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def _load_plain(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    causal: Any = transformers.AutoModelForCausalLM
+    model, found = causal.from_pretrained(
+        folder,
+        dtype=dtype,
+        # Straight to the device: through the CPU's memory a model would have to fit there too.
+        device_map={"": device} if device.type == "cuda" else None,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        attn_implementation=attention.NAME,
+        output_loading_info=True,
+    )
+    # transformers makes up what is missing at random, and only warns.
+    for key, what in (
+        ("missing_keys", "missing"),
+        ("mismatched_keys", "of another shape than config.json says"),
+    ):
+        if names := sorted(str(name) for name in found[key]):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelError(f"{folder}: tensor {names[0]}{more} is {what}; the folder is incomplete")
+    return model
+
+
+def _load_gptq(folder: Path, device: torch.device) -> Any:
+    try:
+        from gptqmodel import GPTQModel  # noqa: PLC0415 - optional, and takes seconds to import
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{folder}: is a GPTQ checkpoint, and gptqmodel, which runs them, is not installed "
+            f"({error.name} is missing): pip install gptqmodel"
+        ) from error
+    return GPTQModel.load(str(folder), device=str(device), trust_remote_code=False).model
+
+
+def _too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> ModelError:
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return ModelError(
+        f"{folder}: does not fit into the memory of this machine's {device.type} (its files hold "
+        f"{size / 1e9:.1f} GB, loaded as {str(dtype).removeprefix('torch.')}); take --dtype bfloat16, a GPTQ "
+        "or CTranslate2 int8 conversion, or a smaller model"
+    )
