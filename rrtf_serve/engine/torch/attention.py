@@ -44,7 +44,7 @@ class Pass:
             self._starts = torch.tensor(self.starts, device=self.device)
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
     ) -> Tensor:
         """query: [R, H, n, D], key and value: [R, KV, n, D] -> [R, H, n, D].
 
@@ -104,15 +104,15 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float,
     *,
+    scaling: float,
     slot_pass: Pass,
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """transformers' side of it: gives [R, n, H, D]."""
     assert attention_mask is None, "masks are made here"
-    found = slot_pass.attend(module.layer_idx, query, key, value, scaling, sliding_window)
+    found = slot_pass.attend(module.layer_idx, query, key, value, scale=scaling, window=sliding_window)
     return found.transpose(1, 2).contiguous(), None
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
 
 from rrtf_serve.engine.torch import attention
 from rrtf_serve.models.errors import ModelError
@@ -70,7 +69,8 @@ def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
     stored = config.text("dtype") or config.text("torch_dtype")
     wanted = pick_dtype(dtype, stored, device)
     if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
+        reports: Any = transformers.utils.logging
+        reports.disable_progress_bar()
     try:
         if kind is Kind.GPTQ:
             model = _load_gptq(folder, device)

@@ -41,7 +41,7 @@ class Decoder:
         return Slots(self._layers, self._kv_heads, self._head_dim, dtype=self.dtype, device=self.device)
 
     def prefill(self, tokens: list[int], slots: Slots, slot: int, start: int) -> Tensor:
-        """Read some tokens of one row after the `start` that its slot holds: logits after the last, [1, V]."""
+        """Read tokens of one row after the `start` that its slot holds: logits after the last, [1, V]."""
         hidden = self._run([tokens], slots, slot, start)
         return self._logits(hidden[:, -1])
 
@@ -53,8 +53,9 @@ class Decoder:
     def logits_of(self, tokens: list[int], slots: Slots, start: int) -> Iterator[Tensor]:
         """Logits after each token of one row, in order, in pieces of bounded size: [n, V] each."""
         hidden = self._run([tokens], slots, 0, start)[0]
-        for piece in hidden.split(max(1, _LOGITS_BYTES // (4 * self.vocabulary))):
-            yield self._logits(piece)
+        size = max(1, _LOGITS_BYTES // (4 * self.vocabulary))
+        for at in range(0, len(hidden), size):
+            yield self._logits(hidden[at : at + size])
 
     def _run(self, tokens: list[list[int]], slots: Slots, first: int, starts: int | list[int]) -> Tensor:
         """[R, n] token ids -> last hidden states, [R, n, hidden]."""
