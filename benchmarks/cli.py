@@ -32,12 +32,20 @@ EXAMPLES = """examples:
   rrtf-bench compare run-a run-b                  paired test of two judged runs
 """
 
+SHOWN = 10  # names of a list in a table; --json has them all
+
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         report = arguments.run(arguments)
-    except (ModelError, ValueError, RuntimeError, OSError) as error:
+    except ModelError as error:
+        print(f"rrtf-bench: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:  # a flag, or a file that a flag names
+        print(f"rrtf-bench: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, OSError) as error:
         print(f"rrtf-bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -56,11 +64,18 @@ def _print_table(report: dict[str, Any], indent: str = "") -> None:
         if isinstance(value, dict) and set(value) == {"median", "min", "max", "n"}:
             text = "{median:.2f} (min {min:.2f}, max {max:.2f}, n {n})".format(**value)
             print(f"{indent}{key:<24}{text}")
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             print(f"{indent}{key}")
             _print_table(value, indent + "  ")
+        elif isinstance(value, dict | list):
+            print(f"{indent}{key:<24}{_shortened(list(value))}")
         else:
             print(f"{indent}{key:<24}{f'{value:.3g}' if isinstance(value, float) else value}")
+
+
+def _shortened(names: list[Any]) -> str:
+    shown = ", ".join(map(str, names[:SHOWN]))
+    return f"{shown}, and {len(names) - SHOWN} more" if len(names) > SHOWN else shown or "none"
 
 
 def _sandbox_options(arguments: argparse.Namespace) -> SandboxOptions:
@@ -168,6 +183,11 @@ def _add_judging(commands: Any) -> None:
     one.add_argument("--k", dest="ks", type=int, nargs="+", default=[], help="default: 1, 10, 100 up to n")
     one.add_argument("--protocol", help="paper: n 200, T 0.2 and 1.2, top-p 0.95, docstring-first prompt")
     one.add_argument("--batch", type=int, default=16, help="rows decoded, or requests sent, at a time")
+    one.add_argument(
+        "--prompt-spread", type=int, default=16, metavar="TOKENS",
+        help="prompts of one batch may differ by so much; 0: no int8 answer depends on its batch, several "
+        "times slower (ct2; default: 16, the most)",
+    )  # fmt: skip
     one.add_argument("--threads", type=int, default=0, help="of the ct2 engine; 0: one per core")
     one.add_argument("--output", "-o", type=Path, help="folder (default: below ./rrtf-passk)")
 

@@ -33,6 +33,7 @@ def gold_gate(
         "suite": suite.name,
         "suite_digest": suite.digest,
         "sandbox": level,
+        "site_packages": [str(folder) for folder in options.site_packages],
         "passed": len(golds) - len(failed),
         "references": total,
         "failed": failed,

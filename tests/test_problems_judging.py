@@ -185,6 +185,48 @@ def test_fifty_megabytes_are_judged(tmp_path: Path, sandbox: Sandbox) -> None:
     assert second["passed"] is True
 
 
+def test_a_file_without_samples_is_refused(tmp_path: Path, sandbox: Sandbox) -> None:
+    with pytest.raises(ValueError, match=r"s\.jsonl: no samples"):
+        judge_file(write(tmp_path / "s.jsonl", ""), SUITE, tmp_path / "out.jsonl", sandbox)
+    with pytest.raises(ValueError, match="a folder"):
+        judge_file(tmp_path, SUITE, tmp_path / "out.jsonl", sandbox)
+
+
+def test_results_do_not_replace_the_samples(tmp_path: Path, sandbox: Sandbox) -> None:
+    samples = write(tmp_path / "s.jsonl", RIGHT)
+    (tmp_path / "link.jsonl").symlink_to(samples)
+    for out in (samples, tmp_path / "link.jsonl"):
+        with pytest.raises(ValueError, match="the samples are there"):
+            judge_file(samples, SUITE, out, sandbox)
+    assert judged(samples) == [RIGHT]
+
+
+def test_verdicts_and_references_hold_for_the_packages_they_were_made_with(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "given.py").write_text("def one():\n    return 1\n")
+    answer = "import given\ndef one():\n    return given.one()\n"
+    suite = make_suite(
+        "toy", [Problem("t/one", "", "one", FunctionTests("assert one() == 1"), reference=answer)]
+    )
+    samples, out = (
+        write(tmp_path / "s.jsonl", {"task_id": "t/one", "completion": answer}),
+        tmp_path / "o.jsonl",
+    )
+    with Sandbox(sandbox.level, 1, site_packages=(packages,)) as wider:
+        for judge, passed in ((sandbox, False), (wider, True), (sandbox, False)):
+            judge_file(samples, suite, out, judge)
+            assert [record["passed"] for record in judged(out)] == [passed]
+            assert gold.measure(suite, judge)["t/one"].passed is passed
+        before = wider.conditions
+        (packages / "given-2.0.dist-info").mkdir()
+        assert wider.conditions != before
+    with pytest.raises(ValueError, match="is no folder"):
+        Sandbox(site_packages=(tmp_path / "none",))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -276,8 +318,8 @@ def test_what_the_sandbox_failed_is_not_scored_and_tried_again(tmp_path: Path, s
     [sample] = read_samples(samples, SUITE)
     failed = Verdict(Status.INFRA_ERROR, Level.BUBBLEWRAP, message="no more processes")
     with Journal(tmp_path / "out.jsonl.journal") as journal:
-        journal.add({"key": sample.key(sandbox.level.value), **outcome_of(DOUBLE, failed)})
-    assert journal.records[sample.key(sandbox.level.value)]["passed"] is None
+        journal.add({"key": sample.key(sandbox.conditions), **outcome_of(DOUBLE, failed)})
+    assert journal.records[sample.key(sandbox.conditions)]["passed"] is None
     tally = judge_file(samples, SUITE, tmp_path / "out.jsonl", sandbox, GOLDS)
     assert tally.counts == {"t/double": [1, 1]}
     broken = judged(tmp_path / "out.jsonl")[0] | outcome_of(DOUBLE, failed)

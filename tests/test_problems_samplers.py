@@ -53,6 +53,15 @@ def test_answers_come_back_to_their_asks() -> None:
     assert [len(request.prompt) for request in engine.started] == [1, 3, 5, 7, 9]
 
 
+def test_a_resumed_run_keeps_its_batches() -> None:
+    engine = FakeEngine(lambda _: script("x"))
+    asks = [Ask(Prompt("completion", text="x" * length), 0) for length in (1, 2, 3, 4)]
+    found = dict(engine_sampler(engine, batch=2).answer(asks, GREEDY, {0, 1, 2}))
+    # The done batch isn't asked again; the other one is asked whole, and only what is missing comes back.
+    assert [len(request.prompt) for request in engine.started] == [3, 4]
+    assert list(found) == [3]
+
+
 def test_stop_strings_end_a_row_and_are_cut() -> None:
     engine = FakeEngine(lambda _: script("return 1\ndef other", end=False))
     [response] = answers(engine_sampler(engine), Prompt("completion", text="p", stop=("\ndef",)))

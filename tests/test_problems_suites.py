@@ -283,7 +283,7 @@ def test_a_file_of_the_users_own(tmp_path: Path) -> None:
         ({"task_id": "a", "prompt": "x"}, "no tests"),
         ({"task_id": "a", "cases": []}, "prompt .or text. is missing"),
         ({"task_id": "a", "prompt": "x", "cases": []}, "non-empty list"),
-        ({"task_id": "a", "prompt": "x", "cases": [{"input": "1"}]}, "test 0 has no text 'output'"),
+        ({"task_id": "a", "prompt": "x", "cases": [{"input": "1"}]}, "cases\\[0\\].output is missing"),
         ({"task_id": "a", "prompt": "x", "test_list": []}, "test_list must be"),
         ({"task_id": "a", "prompt": "x", "test_list": ["assert f(1)"]}, "entry_point is missing"),
         (
@@ -295,7 +295,7 @@ def test_a_file_of_the_users_own(tmp_path: Path) -> None:
             "was never closed",
         ),
         ({"task_id": "a", "test": "x", "prompt": "y"}, "lacks entry_point"),
-        (USER[0], "comes twice"),
+        (USER[0], "stands in line 1 already"),
     ],
 )
 def test_a_wrong_record_is_named(tmp_path: Path, record: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 import pytest
 
@@ -30,6 +31,13 @@ OTHER_CYCLE.append(OTHER_CYCLE)
         ("unordered", [[1], "a"], ["a", [1]], True), ("unordered", (1, 2), [1, 2], False),
         ("unordered", [1, "a", None], [None, 1, "b"], False),
         ("set", [1, 1, 2], [2, 1], True), ("set", [1], [2], False),
+        ("exact", {(1,)}, {(True,)}, False), ("exact", {(1,): 1}, {(1.0,): 1}, False), ("exact", {(1, "a")}, {(1, "a")}, True),
+        ("exact", complex("nan"), complex("nan"), True), ("exact", Decimal("nan"), Decimal("nan"), True),
+        ("exact", frozenset({1}), frozenset({1.0}), False), ("exact", {math.nan}, {math.nan}, True),
+        ("close", 0.0, math.inf, False), ("close", 1e308, math.inf, False), ("close", -math.inf, math.inf, False),
+        ("close", math.inf, math.inf, True), ("close", [0.0, 1.0], [math.inf, 1.0], False), ("close", math.inf, 1.0, False),
+        ("close", [math.inf, 1.0], [math.inf, 1.0 + 1e-8], True),
+        ("unordered", [{1}, {2}], [{2}, {1}], True), ("unordered", [{1}, {2}], [{1}, {1}], False),
         ("not_none", "match", True, True), ("not_none", None, False, True), ("not_none", None, True, False),
         ("not_none", False, False, True), ("not_none", False, True, False),
     ],
@@ -52,6 +60,7 @@ def test_a_tolerance_given_is_the_one_used() -> None:
         ("7\n", "7", 0, True), ("7 \r\n\n\n", "7", 0, True), ("7", "7\n8", 0, False), ("7\n8\n9", "7\n8", 0, False),
         ("", "", 0, True), ("", "x", 0, False), (" 7", "7", 0, False), ("a\n\nb", "a\nb", 0, False),
         ("0.5000001 x", "0.5 x", 1e-6, True), ("0.51 x", "0.5 x", 1e-6, False), ("nan", "nan", 1e-6, True),
+        ("5", "inf", 1e-6, False), ("inf", "Infinity", 1e-6, True), ("-inf", "inf", 1e-6, False), ("inf", "5", 1e-6, False),
         ("nan", "1", 1e-6, False), ("1000000.5", "1000000", 1e-6, True), ("1 2", "1", 1e-6, False),
     ],
 )  # fmt: skip

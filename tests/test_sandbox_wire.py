@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import IntEnum
@@ -53,6 +53,9 @@ def same(left: Any, right: Any) -> bool:
         return left.hex() == right.hex() or (math.isnan(left) and math.isnan(right))
     if isinstance(left, complex):
         return same(left.real, right.real) and same(left.imag, right.imag)
+    for hidden in ("maxlen", "default_factory"):
+        if getattr(left, hidden, None) != getattr(right, hidden, None):
+            return False
     if isinstance(left, (list, tuple, deque)):
         return len(left) == len(right) and all(map(same, left, right))
     if isinstance(left, dict):
@@ -70,7 +73,10 @@ KEYS = st.integers() | st.text() | st.binary() | st.booleans() | st.tuples(st.in
 VALUES = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(KEYS, inner) | st.sets(KEYS)
-    | st.frozensets(KEYS) | st.builds(deque, st.lists(inner)) | st.builds(bytearray, st.binary()),
+    | st.frozensets(KEYS) | st.builds(deque, st.lists(inner), st.none() | st.integers(0, 5))
+    | st.builds(OrderedDict, st.lists(st.tuples(KEYS, inner))) | st.builds(Counter, st.lists(KEYS))
+    | st.builds(defaultdict, st.sampled_from([list, int, str]), st.dictionaries(KEYS, inner))
+    | st.builds(bytearray, st.binary()),
     max_leaves=20,
 )  # fmt: skip
 
@@ -110,9 +116,19 @@ def test_subclasses_become_plain() -> None:
     class Colour(IntEnum):
         RED = 3
 
-    out = there_and_back([Liar(5), Colour.RED, Counter("aab"), OrderedDict(a=1), {}.keys(), int])
+    class Tally(Counter[str]):
+        def most_common(self, n: int | None = None) -> list[tuple[str, int]]:
+            return []
+
+    out = there_and_back([Liar(5), Colour.RED, Tally("aab"), defaultdict(lambda: 1, a=1), {}.keys(), int])
     assert out == [5, 3, {"a": 2, "b": 1}, {"a": 1}, {}.keys(), int]
     assert [type(x) for x in out[:4]] == [int, int, dict, dict]
+
+
+def test_an_ordered_dicts_order_is_its_own() -> None:
+    value = OrderedDict(a=1, b=2)
+    value.move_to_end("a")
+    assert list(there_and_back(value)) == ["b", "a"]
 
 
 def test_special_values() -> None:
@@ -173,6 +189,13 @@ def test_changes_in_place_travel_back() -> None:
         ([0], [["obj", "Node", "__class__", 1]]),
         ([0], [["bytearray", "zz"]]),
         ([0], [["module", "os"]]),
+        ([0], [["deque"]]),
+        ([0], [["deque", -1]]),
+        ([0], [["deque", [1]], ["list"]]),
+        ([0], [["defaultdict"]]),
+        ([0], [["defaultdict", 1]]),
+        ([0], [["defaultdict", None, 1, 2]]),
+        ([0], [["ordered", 1]]),
         ([0], ["list"]),
         ([0], [[]]),
         (["i", "zz"], []),

@@ -64,7 +64,11 @@ class Ct2Engine:
         compute_type: str = "default",
         threads: int = 0,
         max_batch: int = 16,
+        prompt_spread: int | None = None,
     ) -> None:
+        """`prompt_spread`: see Capabilities; None: rows share a call only where no answer changes by it."""
+        if prompt_spread is not None and not 0 <= prompt_spread <= PROMPT_SPREAD:
+            raise ValueError(f"prompt_spread is {prompt_spread}; it must be from 0 to {PROMPT_SPREAD}")
         if context_length < 2:
             raise ValueError(f"context_length is {context_length}; it must hold a prompt and a completion")
         if max_batch < 1:
@@ -95,14 +99,16 @@ class Ct2Engine:
         self._compute_type = str(generator.compute_type)
         self._weights_bytes = (folder / "model.bin").stat().st_size
         size = len(self._vocabulary)
+        if prompt_spread is None:
+            # In fewer bits a token that is fed one by one rounds differently than in a prefill, and a greedy
+            # answer would depend on what else is waiting.
+            prompt_spread = PROMPT_SPREAD if self._compute_type == "float32" else 0
         self._capabilities = Capabilities(
             max_context=context_length,
             max_batch=max_batch,
             max_logprobs=min(MAX_LOGPROBS, size),
             max_scored_tokens=min(context_length, LOGITS_BYTES // (4 * size)),
-            # In fewer bits a token that is fed one by one rounds differently than in a prefill, and a greedy
-            # answer would depend on what else is waiting.
-            prompt_spread=PROMPT_SPREAD if self._compute_type == "float32" else 0,
+            prompt_spread=prompt_spread,
         )
 
     @property

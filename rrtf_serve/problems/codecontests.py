@@ -31,20 +31,20 @@ def _problem(record: Record) -> Problem:
     return Problem(
         task_id=task_id,
         prompt="",
-        tests=StdioTests(stdio_cases(task_id, json.loads(record["test"]))),
+        tests=StdioTests(stdio_cases(f"{task_id}: test", json.loads(record["test"]))),
         task=record["content"].strip(),
         labels={key: str(value) for key, value in labels.items()},
     )
 
 
-def stdio_cases(task_id: str, cases: Any) -> tuple[tuple[str, str], ...]:
+def stdio_cases(field: str, cases: Any) -> tuple[tuple[str, str], ...]:
     """(stdin, stdout) pairs out of {"input": ..., "output": ...} records, each side a text or
     {"stdin"/"stdout"}.
 
-    Raises ValueError naming the task and the case.
+    Raises ValueError naming `field`, which holds them, and the case.
     """
     if not isinstance(cases, list) or not cases:
-        raise ValueError(f"{task_id}: the tests must be a non-empty list")
+        raise ValueError(f"{field} must be a non-empty list")
     pairs = []
     for number, case in enumerate(cases):
         sides = []
@@ -52,7 +52,7 @@ def stdio_cases(task_id: str, cases: Any) -> tuple[tuple[str, str], ...]:
             value = case.get(side) if isinstance(case, dict) else None
             text = value.get(stream) if isinstance(value, dict) else value
             if not isinstance(text, str):
-                raise ValueError(f"{task_id}: test {number} has no text {side!r}")
+                raise ValueError(f"{field}[{number}].{side} is missing or not a text")
             sides.append(text)
         pairs.append((sides[0], sides[1]))
     return tuple(pairs)

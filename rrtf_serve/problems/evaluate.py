@@ -6,7 +6,7 @@
     report = score(run, tally, golds, ks=(1,))
 
 Samples are appended one by one under a key of problem, prompt, model, decoding and index; a stopped run goes
-on where it was and never asks twice.
+on where it was; at most the batch that was being decoded is done again.
 """
 
 from __future__ import annotations
@@ -71,14 +71,13 @@ def draw(sampler: Sampler, run: Run, path: Path) -> None:
         for problem, prompt in zip(run.problems, prompts, strict=True):
             for index in range(run.n):
                 key = sample_key(problem, prompt, sampler, run.decoding, index)
-                if key not in journal.records:
-                    wanted.append((problem, Ask(prompt, index), key))
+                wanted.append((problem, Ask(prompt, index), key))
+        done = {position for position, (_, _, key) in enumerate(wanted) if key in journal.records}
         _refuse_strangers(path, journal, sampler, run)
-        answers = sampler.answer([ask for _, ask, _ in wanted], run.decoding)
+        answers = sampler.answer([ask for _, ask, _ in wanted], run.decoding, done)
         for position, response in tqdm(
-            answers, desc=f"sampling {run.suite.name}", unit="sample", total=len(prompts) * run.n,
-            initial=len(prompts) * run.n - len(wanted),
-        ):  # fmt: skip
+            answers, desc=f"sampling {run.suite.name}", unit="sample", total=len(wanted), initial=len(done)
+        ):
             problem, ask, key = wanted[position]
             journal.add(
                 {

@@ -7,6 +7,7 @@ RRTF_HOME/gold.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from rrtf_serve.models.store import default_home
 from rrtf_serve.problems.jobs import JobBuilder
 from rrtf_serve.problems.problem import Problem, StdioTests, Suite
+from rrtf_serve.problems.samples import JUDGE
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import Limits
 from rrtf_serve.sandbox.verdict import Status, Verdict
@@ -98,7 +100,8 @@ def _gold(problem: Problem, verdict: Verdict) -> Gold:
 def _place(suite: Suite, sandbox: Sandbox) -> Path:
     # A file of the user's gives the suite its name, with any characters.
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in suite.name)
-    return default_home() / "gold" / f"{name}.{sandbox.level.value}.json"
+    made_by = hashlib.sha256(f"{JUDGE}\n{sandbox.conditions}".encode()).hexdigest()[:8]
+    return default_home() / "gold" / f"{name}.{sandbox.level.value}.{made_by}.json"
 
 
 def _read(path: Path) -> dict[str, Gold]:

@@ -4,7 +4,6 @@ tests."""
 from __future__ import annotations
 
 import json
-import textwrap
 from dataclasses import dataclass, field
 
 from rrtf_serve.problems.evalplus import ORACLES
@@ -41,7 +40,7 @@ class JobBuilder:
         if tests is None:
             raise ValueError(f"{problem.task_id}: its data set comes without tests; it can't be judged here")
         if isinstance(tests, FunctionTests):
-            return _function_job(program, problem, tests)
+            return FunctionJob(program, problem.entry_point, tests.code, tests.setup)
         if isinstance(tests, StdioTests):
             return StdioJob(program, tuple(StdioCase(*case) for case in tests.cases))
         if isinstance(tests, ProgramTests):
@@ -59,14 +58,6 @@ class JobBuilder:
             cases = tuple(Case(tuple(arguments)) for group in tests.groups.values() for arguments in group)
             found = self._case_sets[task_id] = CaseSet(cases, oracle, tests.reference)
         return found
-
-
-def _function_job(program: str, problem: Problem, tests: FunctionTests) -> FunctionJob:
-    if problem.entry_point != "check" or "def check" in tests.code:
-        return FunctionJob(program, problem.entry_point, tests.code, tests.setup)
-    # Mbpp/56 asks for a function named `check`, which is also the name that test code goes by.
-    code = "def check(candidate):\n    check = candidate\n" + textwrap.indent(tests.code, "    ")
-    return FunctionJob(f"{program}\n\nthe_function = check\n", "the_function", code, tests.setup)
 
 
 def _with_tests(program: str, tests: str) -> str:

@@ -59,27 +59,34 @@ def judge_file(
     """Judge every line of `samples` and write `out`; nothing that was judged before is judged again.
 
     `golds` (default: measured here) set the time limits. All lines are read and checked before anything runs.
-    Raises ValueError as `read_samples` does, and for problems that can't be judged.
+    Raises ValueError as `read_samples` does, for a file without samples, for `out` in the samples' own place,
+    and for problems that can't be judged.
     """
+    if samples.is_dir():
+        raise ValueError(f"{samples}: a folder, not a file of samples")
+    if out.exists() and out.samefile(samples):
+        raise ValueError(f"{out}: the samples are there; results need another place")
     tasks: dict[str, None] = {}
     lines = 0
     for sample in read_samples(samples, suite):
         tasks[sample.problem.task_id] = None
         lines += 1
+    if not lines:
+        raise ValueError(f"{samples}: no samples in it")
     if golds is None:
         golds = gold.measure(suite, sandbox, tasks)
-    level = sandbox.level.value
+    conditions = sandbox.conditions
     journal_path = out.with_name(out.name + ".journal")
     with Journal(journal_path) as journal:
         _take_over(out, journal)
-        queue = _Queue(samples, suite, level, journal, golds)
+        queue = _Queue(samples, suite, conditions, journal, golds)
         with tqdm(total=lines, desc=f"judging {samples.name}", unit="sample") as progress:
             for verdict in sandbox.judge_many(queue.jobs()):
                 key, problem = queue.pending.popleft()
                 journal.add({"key": key, **outcome_of(problem, verdict)})
                 progress.update()
             progress.update(lines - progress.n)
-        tally = _write_out(samples, suite, level, journal.records, out)
+        tally = _write_out(samples, suite, conditions, journal.records, out)
     journal_path.unlink()
     return tally
 
@@ -90,7 +97,7 @@ class _Queue:
 
     samples: Path
     suite: Suite
-    level: str
+    conditions: str
     journal: Journal
     golds: dict[str, Gold]
     pending: deque[tuple[str, Problem]] = field(default_factory=deque)
@@ -99,7 +106,7 @@ class _Queue:
         builder = JobBuilder()
         seen = {key for key, record in self.journal.records.items() if record["passed"] is not None}
         for sample in read_samples(self.samples, self.suite):
-            key = sample.key(self.level)
+            key = sample.key(self.conditions)
             if key in seen:
                 continue
             seen.add(key)
@@ -119,12 +126,12 @@ def _take_over(out: Path, journal: Journal) -> None:
             journal.records.setdefault(verdict["key"], {"key": verdict["key"]} | kept)
 
 
-def _write_out(samples: Path, suite: Suite, level: str, outcomes: dict[str, Record], out: Path) -> Tally:
+def _write_out(samples: Path, suite: Suite, conditions: str, outcomes: dict[str, Record], out: Path) -> Tally:
     tally = Tally()
     temporary = out.with_name(out.name + ".tmp")
     with temporary.open("wb") as file:
         for sample in read_samples(samples, suite):
-            outcome = dict(outcomes[sample.key(level)])
+            outcome = dict(outcomes[sample.key(conditions)])
             tally.add(sample.problem.task_id, sample.line, outcome)
             outcome["verdict"] = {"key": outcome.pop("key"), **outcome["verdict"]}
             file.write(to_line({**sample.record, **outcome}))

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def locate(data: DataFile, folder: Path | None) -> list[Path]:
         for root in (spec.submodule_search_locations or []) if spec else []:
             if (Path(root) / data.package_path).is_file():
                 return [Path(root) / data.package_path]
-        tried.append(f"the installed package {data.package}")
+        absent = "" if spec else f" (not installed for {sys.executable})"
+        tried.append(f"the package {data.package}{absent}")
     if data.hub:
         try:
             return [Path(_from_hub(part)) for part in data.hub]
@@ -88,7 +90,7 @@ def locate(data: DataFile, folder: Path | None) -> list[Path]:
             tried.append(f"the hub data set {data.hub[0].repository} ({reason})")
     advice = "give --data-dir FOLDER (or RRTF_DATA_DIR) with that file"
     if data.package:
-        advice += f", or pip install {data.package.replace('_', '-')}"
+        advice += f", or {sys.executable} -m pip install {data.package.replace('_', '-')}"
     if data.home:
         advice += f"; it is published at {data.home}"
     raise ValueError(f"{data.name} was not found in {', '.join(tried) or 'any place'}: {advice}")

@@ -6,7 +6,7 @@ Both answer a list of asks in whatever order the answers finish, so that each ca
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -74,13 +74,19 @@ class Sampler(Protocol):
     def settings(self) -> dict[str, Any]:
         """What else may move a greedy answer (batch size, engine, compute type), for the report."""
 
-    def answer(self, asks: Sequence[Ask], decoding: Decoding) -> Iterator[tuple[int, Response]]:
-        """(position in `asks`, response) of each as it is finished. Raises SamplerError; ValueError on an ask
-        that can't be put to this model."""
+    def answer(
+        self, asks: Sequence[Ask], decoding: Decoding, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Response]]:
+        """(position in `asks`, response) of each as it is finished, but for the positions in `done`. Raises
+        SamplerError; ValueError on an ask that can't be put to this model."""
 
 
 class EngineSampler:
-    """An engine of this process, in batches of prompts of similar length."""
+    """An engine of this process, in batches of prompts of similar length.
+
+    Where the engine's arithmetic makes an answer depend a little on its batch, the batches are made of all
+    asks, done or not, so that a run that was stopped ends with the same answers as one that was not.
+    """
 
     def __init__(
         self,
@@ -102,14 +108,21 @@ class EngineSampler:
         self._described = described or {}
 
     def settings(self) -> dict[str, Any]:
-        return {"batch": self._batch, "seeds_honoured": False, **self._described}
+        spread = self._engine.capabilities.prompt_spread
+        return {"batch": self._batch, "prompt_spread": spread, "seeds_honoured": False, **self._described}
 
-    def answer(self, asks: Sequence[Ask], decoding: Decoding) -> Iterator[tuple[int, Response]]:
+    def answer(
+        self, asks: Sequence[Ask], decoding: Decoding, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Response]]:
         encoded = [self._encode(ask.prompt) for ask in asks]
         order = sorted(range(len(asks)), key=lambda at: (len(encoded[at][0]), at))
         for start in range(0, len(order), self._batch):
             rows = order[start : start + self._batch]
-            yield from self._run(rows, encoded, decoding)
+            if done and all(at in done for at in rows):
+                continue
+            for at, response in self._run(rows, encoded, decoding):
+                if at not in done:
+                    yield at, response
 
     def _encode(self, prompt: Prompt) -> tuple[list[int], frozenset[int], tuple[str, ...]]:
         """Token ids, end tokens and stop strings."""
@@ -204,11 +217,13 @@ class HttpSampler:
     def settings(self) -> dict[str, Any]:
         return {"url": self._base, "workers": self._workers, **self._card}
 
-    def answer(self, asks: Sequence[Ask], decoding: Decoding) -> Iterator[tuple[int, Response]]:
-        bodies = [self._body(ask, decoding) for ask in asks]
+    def answer(
+        self, asks: Sequence[Ask], decoding: Decoding, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Response]]:
+        bodies = [(at, self._body(ask, decoding)) for at, ask in enumerate(asks) if at not in done]
         with ThreadPoolExecutor(self._workers) as pool:
             running: dict[Future[Response], int] = {}
-            waiting = iter(enumerate(bodies))
+            waiting = iter(bodies)
             try:
                 while True:
                     # No more than the workers can take: an error must not leave a long queue behind.
@@ -217,8 +232,8 @@ class HttpSampler:
                         running[pool.submit(self._one, path, body)] = position
                     if not running:
                         return
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
+                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in ended:
                         yield running.pop(future), future.result()
             finally:
                 for future in running:

@@ -16,7 +16,7 @@ from typing import IO, Any
 from rrtf_serve.problems.origins import Record, json_lines
 from rrtf_serve.problems.problem import Problem, Suite
 
-JUDGE = 2  # raise it when the same programme may get another verdict: kept verdicts are then made anew
+JUDGE = 3  # raise it when the same programme may get another verdict: kept verdicts are then made anew
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Sample:
         solution = self.record.get("solution")
         return solution if isinstance(solution, str) else self.problem.program(self.record["completion"])
 
-    def key(self, level: str) -> str:
-        """Names what decides the verdict: problem, programme and level of the sandbox. 32 hexadecimal
+    def key(self, conditions: str) -> str:
+        """Names what decides the verdict: problem, programme and the sandbox's conditions. 32 hexadecimal
         digits."""
         # Lone surrogates are legal in JSON strings, and must neither stop us nor collide.
-        content = f"{JUDGE}\n{self.problem.digest}\n{level}\n{self.program}".encode("utf-8", "surrogatepass")
-        return hashlib.sha256(content).hexdigest()[:32]
+        content = f"{JUDGE}\n{self.problem.digest}\n{conditions}\n{self.program}"
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def read_samples(path: Path, suite: Suite) -> Iterator[Sample]:

@@ -13,22 +13,27 @@ from rrtf_serve.problems.codecontests import stdio_cases
 from rrtf_serve.problems.humaneval import function_problem
 from rrtf_serve.problems.mbpp import entry_point_of
 from rrtf_serve.problems.origins import Record, json_lines
-from rrtf_serve.problems.problem import FunctionTests, Problem, StdioTests, Suite, make_suite
+from rrtf_serve.problems.problem import FunctionTests, Problem, StdioTests, Suite
 
 TEXT_FIELDS = ("task_id", "prompt", "text", "entry_point", "test", "canonical_solution", "code")
 
 
 def load_user_file(path: Path) -> Suite:
     """Raises ValueError naming the file, the line and the field."""
-    problems = []
+    problems: dict[str, Problem] = {}
+    lines: dict[str, int] = {}
     for number, record in json_lines(path):
         try:
-            problems.append(_problem(record))
+            problem = _problem(record)
         except (ValueError, SyntaxError) as error:
             raise ValueError(f"{path}:{number}: {error}") from error
+        name = problem.task_id
+        if name in problems:
+            raise ValueError(f"{path}:{number}: task_id {name!r} stands in line {lines[name]} already")
+        problems[name], lines[name] = problem, number
     if not problems:
         raise ValueError(f"{path}: no problems in it")
-    return make_suite(path.name, problems)
+    return Suite(path.name, problems)
 
 
 def _problem(record: Record) -> Problem:
@@ -48,7 +53,7 @@ def _problem(record: Record) -> Problem:
         return Problem(
             task_id=record["task_id"],
             prompt="",
-            tests=StdioTests(stdio_cases(record["task_id"], record["cases"])),
+            tests=StdioTests(stdio_cases("cases", record["cases"])),
             task=text,
             reference=record.get("code"),
         )

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from rrtf_serve.sandbox.inside.wire import Codec, dumps
 from rrtf_serve.sandbox.inside.writer import Message
-from rrtf_serve.sandbox.jobs import CaseJob, CaseSet
+from rrtf_serve.sandbox.jobs import BadJob, CaseJob, CaseSet
 from rrtf_serve.sandbox.limits import Limits
 from rrtf_serve.sandbox.relay import Outcome
 
@@ -33,7 +33,7 @@ class References:
     ) -> dict[str, Any]:
         """What the examiner needs. Runs the reference first where the set brings one.
 
-        Raises ValueError on cases that are not plain data, ReferenceFailed where the reference fails.
+        Raises BadJob on cases that are not plain data, ReferenceFailed where the reference fails.
         """
         cases = job.cases
         with self._lock:
@@ -71,10 +71,10 @@ class References:
 
 
 def encode(value: object) -> str:
-    """Plain data as JSON text of the wire's format. Raises ValueError on anything else."""
+    """Plain data as JSON text of the wire's format. Raises BadJob on anything else."""
 
     def refuse(thing: object) -> str:
-        raise ValueError(f"a case holds a {type(thing).__name__}, which is not plain data")
+        raise BadJob(f"a case holds a {type(thing).__name__}, which is not plain data")
 
     codec = Codec(lambda *_: None, lambda _: None, lambda _: False, refuse)
     message = Message(codec)

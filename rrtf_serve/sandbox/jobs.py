@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+class BadJob(ValueError):  # noqa: N818  # reads as what happened where it is caught
+    """A job that can't be run at all, whatever the candidate; says what is the matter with it."""
+
+
 @dataclass(frozen=True)
 class FunctionJob:
     """A function (or method) and test code that calls it.
@@ -18,7 +22,8 @@ class FunctionJob:
     result crosses as plain data. Each assertion outside a `try` is one test, failures don't end the run.
 
     `test_code` either defines `check(candidate)` (HumanEval, LeetCodeDataset) or is a list of statements that
-    use the entry point by its name (MBPP). Names that neither `prelude` nor `test_code` defines are looked up
+    use the entry point by its name (MBPP). A `check` that it does not define itself, such as an entry point
+    of that name, is an ordinary function. Names that neither `prelude` nor `test_code` defines are looked up
     in the candidate (a class that tests construct, say), so what tests rely on belongs in `prelude`.
     """
 
@@ -61,10 +66,8 @@ class CaseSet:
 
     With `reference_code` the expected values are what the reference's entry point returns for the same
     arguments, computed once per CaseSet in a sandbox run of its own; where the reference fails, the verdict
-    is
-    INFRA_ERROR with its message. In `close` mode EvalPlus's rule holds: where atol is 0 and the expected
-    value
-    is a float, or a list or tuple of floats, atol is 1e-6.
+    is INFRA_ERROR with its message. In `close` mode EvalPlus's rule holds: where atol is 0 and the expected
+    value is a float, or a list or tuple of floats, atol is 1e-6.
     """
 
     cases: tuple[Case, ...]
@@ -84,18 +87,26 @@ class CaseJob:
 
 @dataclass(frozen=True)
 class StdioCase:
-    stdin: str
+    stdin: str  # half surrogates U+DC80 to U+DCFF stand for bytes that are no UTF-8 (PEP 383)
     expected: str
+
+    @property
+    def data(self) -> bytes:
+        """Raises BadJob where other half surrogates are in it."""
+        try:
+            return self.stdin.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise BadJob(f"a case's standard input can't be written as bytes: {error}") from error
 
 
 @dataclass(frozen=True)
 class StdioJob:
     """A whole Python programme, run anew per case; wall_s and cpu_s hold per case.
 
-    Outputs are compared line by line after stripping white space at line ends and blank lines at the end;
-    with
-    `tolerance` above 0 tokens that both read as numbers may differ by that much, absolutely or relatively.
-    A missing or an extra line is a difference. `stop_early` leaves later cases unrun after a failure.
+    Outputs are compared line by line after stripping white space at line ends and blank lines at the end.
+    With `tolerance` above 0 tokens that both read as numbers may differ by that much, absolutely or
+    relatively. A missing or an extra line is a difference. `stop_early` leaves later cases unrun after a
+    failure.
     """
 
     program: str

@@ -9,7 +9,9 @@ with Sandbox() as sandbox:
 from __future__ import annotations
 
 import itertools
+import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +24,7 @@ from types import TracebackType
 from rrtf_serve.sandbox import cgroup, languages, selftest
 from rrtf_serve.sandbox.cases import References
 from rrtf_serve.sandbox.cell import Cell, CellError, CellOptions
-from rrtf_serve.sandbox.jobs import CaseJob, FunctionJob, Job, StdioJob
+from rrtf_serve.sandbox.jobs import BadJob, CaseJob, FunctionJob, Job, StdioJob
 from rrtf_serve.sandbox.limits import Level, Limits
 from rrtf_serve.sandbox.runs import judge_cases, judge_function, judge_program, judge_stdio
 from rrtf_serve.sandbox.verdict import Kind, Status, Verdict
@@ -37,6 +39,8 @@ ATTEMPTS = 3  # of a run that the sandbox itself failed
 STARVED = 0.8  # a run that got less processor time than this share of its wall limit may have been held up
 AHEAD = 4  # jobs read per worker before the oldest verdict is taken
 
+log = logging.getLogger(__name__)
+
 
 class Sandbox:
     """Judges jobs at one level of confinement; thread-safe.
@@ -47,7 +51,8 @@ class Sandbox:
     site_packages  folders the candidate may import from besides the standard library, read-only
     preload        more modules to import once before any candidate, so that importing them costs nothing
 
-    Raises SandboxUnavailable when the level can't be had, ValueError on an unknown level in RRTF_SANDBOX.
+    Raises SandboxUnavailable when the level can't be had, ValueError on an unknown level in RRTF_SANDBOX and
+    on a folder of packages that is not there.
     """
 
     def __init__(
@@ -60,6 +65,9 @@ class Sandbox:
     ) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
+        for folder in site_packages:
+            if not folder.is_dir():
+                raise ValueError(f"site_packages: {folder} is no folder")
         cgroup.sweep()
         self._level, self._report = selftest.choose(level)
         self._options = CellOptions(
@@ -82,6 +90,14 @@ class Sandbox:
     def level(self) -> Level:
         return self._level
 
+    @property
+    def conditions(self) -> str:
+        """What decides a verdict besides the job and its limits: level, interpreter, packages (by the names
+        in their folders, which hold their versions)."""
+        names = [[str(p), sorted(e.name for e in p.iterdir())] for p in self._options.packages]
+        python = ".".join(map(str, sys.version_info[:3]))
+        return f"{self._level.value}\npython {python}\n{names}"
+
     def selftest(self) -> selftest.Report:
         """What was tried at start-up to break out, and what came of it."""
         return self._report
@@ -98,18 +114,18 @@ class Sandbox:
         """End every confined process, after the runs that are under way; idempotent."""
         if not self._closed:
             self._closed = True
-            for _ in range(self.workers):
-                for cell in self._pairs.get():
-                    cell.close()
+            pairs = [self._pairs.get() for _ in range(self.workers)]
+            for pair in pairs:
+                _close(pair)
+                self._pairs.put(pair)  # whoever waits for one is told that the sandbox is closed
 
     def judge(self, job: Job, limits: Limits | None = None) -> Verdict:
         """Run one job. Never raises for anything the candidate or its tests do.
 
         A run that breaks its time limit without having had the processor for most of it is repeated once,
-        with
-        nothing beside it. One that the sandbox itself failed is repeated, then INFRA_ERROR.
-        Raises ValueError on a job that can't be run at all (an unknown language, cases that are not plain
-        data).
+        with nothing beside it. One that the sandbox itself failed, in whatever way, is repeated, then
+        INFRA_ERROR. Raises ValueError where the sandbox is closed, and its subclass BadJob on a job that
+        can't be run at all (an unknown language, cases that are not plain data).
         """
         limits = limits or Limits()
         verdict, cpu = self._attempt(job, limits, self._gate.beside_others)
@@ -141,25 +157,35 @@ class Sandbox:
         """The verdict, and the seconds of processor time that the run had."""
         error = ""
         for _ in range(ATTEMPTS):
-            if self._closed:
-                raise ValueError("the sandbox is closed")
-            pair = self._pairs.get()
+            pair = self._take_pair()
             try:
                 with gate():
                     for cell in pair:
                         cell.start()
                     return self._run(job, limits, pair)
+            except BadJob:
+                raise
             except (CellError, OSError) as problem:
                 error = str(problem)
-                for cell in pair:
-                    cell.close()
+                _close(pair)
+            except Exception as problem:
+                # A fault of ours: it must cost no other job its verdict, and it must be seen.
+                log.exception("the sandbox failed on a job")
+                error = f"{type(problem).__name__}: {problem}"
+                _close(pair)
             except BaseException:  # interrupted: whatever still runs there is nobody's any more
-                for cell in pair:
-                    cell.close()
+                _close(pair)
                 raise
             finally:
                 self._pairs.put(pair)
         return Verdict(Status.INFRA_ERROR, self._level, message=error), 0.0
+
+    def _take_pair(self) -> tuple[Cell, Cell]:
+        pair = self._pairs.get()
+        if self._closed:
+            self._pairs.put(pair)
+            raise ValueError("the sandbox is closed")
+        return pair
 
     def _run(self, job: Job, limits: Limits, pair: tuple[Cell, Cell]) -> tuple[Verdict, float]:
         if isinstance(job, FunctionJob):
@@ -169,6 +195,11 @@ class Sandbox:
         if isinstance(job, StdioJob):
             return judge_stdio(job, limits, self._level, pair[0])
         return judge_program(job, limits, self._level, pair[0])
+
+
+def _close(pair: tuple[Cell, Cell]) -> None:
+    for cell in pair:
+        cell.close()
 
 
 class _Gate:

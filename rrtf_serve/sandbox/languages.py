@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from rrtf_serve.sandbox.jobs import BadJob
+
 STRIPS_TYPES = (22, 6)  # the first node that runs TypeScript by itself
 COMPILE_FAILED = 97  # what the run command exits with where compiling failed
 
@@ -85,17 +87,17 @@ def _node_version() -> tuple[int, ...]:
 
 
 def prepare(language: str, source: str) -> Prepared:
-    """Raises ValueError naming the language, or the program that is missing."""
+    """Raises BadJob naming the language, or the program that is missing."""
     if language not in LANGUAGES:
-        raise ValueError(f"language {language!r} is not known; known are {', '.join(LANGUAGES)}")
+        raise BadJob(f"language {language!r} is not known; known are {', '.join(LANGUAGES)}")
     if not available(language):
         needed = ", ".join(LANGUAGES[language].programs)
         newer = " 22.6 or newer" if language == "typescript" else ""
-        raise ValueError(f"language {language!r} needs {needed}{newer}, which is not installed")
+        raise BadJob(f"language {language!r} needs {needed}{newer}, which is not installed")
     entry = LANGUAGES[language]
     nonce = secrets.token_hex(16)
     prologue = entry.prologue
-    if language == "cpp" and not re.search(r"\bint\s+main\s*\(\s*(void)?\s*\)", source):
+    if language == "cpp" and not re.search(r"\bint\s++main\s*+\(\s*+(void\s*+)?\)", source):
         prologue = 'int main(int, char**) __asm__("rrtf_programme");\n'
     files = {entry.source: prologue + source + entry.epilogue.replace("{nonce}", nonce)}
     files |= {name: text.replace("{nonce}", nonce) for name, text in entry.files}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ class BrokenProtocol(ValueError):  # noqa: N818  # reads as what happened where 
 
 
 class Line:
-    """`guest` is the descriptor for the child; close it here once the child has its copy."""
+    """`guest` is the descriptor for the child; release it once the child has its copy."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
@@ -36,7 +35,7 @@ class Line:
         return bool(self._out) and self.open
 
     def release_guest(self) -> None:
-        os.close(self.guest)
+        self.guest = _closed(self.guest)
 
     def send(self, kind: Frame, payload: bytes = b"") -> None:
         self._out += HEADER.pack(kind, len(payload))
@@ -50,16 +49,19 @@ class Line:
                 del self._out[: self._socket.send(self._out[:CHUNK])]
         except BlockingIOError:
             return
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             self._out.clear()
 
     def receive(self) -> Iterator[tuple[Frame, bytes]]:
-        """Whole messages that have come; `open` is False after the last. Raises BrokenProtocol."""
+        """Whole messages that have come; `open` is False after the last.
+
+        Raises BrokenProtocol, or OverflowError on a message that is too long.
+        """
         try:
             data = self._socket.recv(CHUNK)
         except BlockingIOError:
             return
-        except OSError:
+        except ConnectionResetError:  # it died with something unread
             data = b""
         if not data:
             self.open = False
@@ -79,8 +81,8 @@ class Line:
                 raise BrokenProtocol(f"no message of type {kind}") from None
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.close()
+        self.release_guest()
+        self._socket.close()
 
 
 class Printed:
@@ -102,7 +104,7 @@ class Printed:
         return self._read
 
     def release_guest(self) -> None:
-        os.close(self.guest)
+        self.guest = _closed(self.guest)
 
     def receive(self) -> bool:
         """Take what is there; False once more was printed than is allowed."""
@@ -131,4 +133,12 @@ class Printed:
         return self._head.decode("utf-8", "replace")
 
     def close(self) -> None:
+        self.release_guest()
         os.close(self._read)
+
+
+def _closed(fd: int) -> int:
+    """Close it unless that was done before; what to remember it by."""
+    if fd >= 0:
+        os.close(fd)
+    return -1

@@ -15,6 +15,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -60,12 +61,12 @@ class Relay:
     def __init__(self, candidate: Cell, examiner: Cell, limits: Limits) -> None:
         self._cells = {"candidate": candidate, "examiner": examiner}
         self._limits = limits
-        self._lines = {name: Line(limits.value_bytes) for name in self._cells}
-        self._printed = Printed(limits.output_bytes)
+        self._lines: dict[str, Line] = {}
         self._nonce = secrets.token_hex(NONCE_BYTES).encode()
         self._stack: list[str] = []  # who is being called, innermost last
         self._ready: dict[str, bytes] = {}
         self._started = False
+        self._ordered: list[str] = []  # whose run was started
         self._exits: dict[str, Exit] = {}
         self._confined: set[str] = set()
         self._poll = select.poll()
@@ -77,25 +78,31 @@ class Relay:
     def run(self, candidate: dict[str, Any], examiner: dict[str, Any]) -> Outcome:
         """Both payloads are plain JSON. Raises CellError where the sandbox failed."""
         began = time.monotonic()
-        null = os.open(os.devnull, os.O_RDWR)
-        try:
-            self._order("candidate", [null, self._printed.guest, self._printed.guest])
-            self._order("examiner", [null, null, null])
-            self._lines["candidate"].send(Frame.LOAD, dumps(candidate))
-            self._lines["examiner"].send(Frame.LOAD, dumps({**examiner, "nonce": self._nonce.decode()}))
-            self._converse(began + self._limits.wall_s)
-        finally:
-            os.close(null)
-            self.outcome.seconds = time.monotonic() - began
-            self._finish()
+        with ExitStack() as opened:
+            for name in self._cells:
+                self._lines[name] = Line(self._limits.value_bytes)
+                opened.callback(self._lines[name].close)
+            self._printed = Printed(self._limits.output_bytes)
+            opened.callback(self._printed.close)
+            null = os.open(os.devnull, os.O_RDWR)
+            opened.callback(os.close, null)
+            try:
+                self._order("candidate", [null, self._printed.guest, self._printed.guest])
+                self._printed.release_guest()
+                self._order("examiner", [null, null, null])
+                self._lines["candidate"].send(Frame.LOAD, dumps(candidate))
+                self._lines["examiner"].send(Frame.LOAD, dumps({**examiner, "nonce": self._nonce.decode()}))
+                self._converse(began + self._limits.wall_s)
+            finally:
+                self.outcome.seconds = time.monotonic() - began
+                self._finish()
         return self.outcome
 
     def _order(self, name: str, standard: list[int]) -> None:
         line = self._lines[name]
         self._cells[name].run(name, self._limits, [line.guest, *standard])
+        self._ordered.append(name)
         line.release_guest()
-        if name == "candidate":
-            self._printed.release_guest()
 
     def _converse(self, until: float) -> None:
         """Until the examiner has reported, or can't any more."""
@@ -169,8 +176,7 @@ class Relay:
             return
         if not line.open:
             # Dying, or it closed its channel and lives on; the exit status of the former stands.
-            self._poll.unregister(line)
-            self._cells[name].kill()
+            self._hang_up(name)
 
     def _from_candidate(self, kind: Frame, payload: bytes) -> None:
         outcome = self.outcome
@@ -236,33 +242,31 @@ class Relay:
     def _stop(self, name: str, kind: Kind, message: str) -> None:
         tests = name == "examiner"
         self.outcome.stop(kind, f"the tests' process {message}" if tests else message, tests=tests)
-        line = self._lines[name]
-        if line.open:
-            line.open = False
-            self._poll.unregister(line)
+        if self._lines[name].open:
+            self._lines[name].open = False
+            self._hang_up(name)
+
+    def _hang_up(self, name: str) -> None:
+        """Once per line: when it is no longer open."""
+        self._poll.unregister(self._lines[name])
         if name not in self._exits:
             self._cells[name].kill()
 
     def _finish(self) -> None:
         """Kill and reap both; read what is left; tell why the candidate died if it did."""
-        try:
-            for name, cell in self._cells.items():
-                if name not in self._exits:
-                    cell.kill()
-            for name, cell in self._cells.items():
-                killed = name not in self._exits
-                ended = self._exits[name] if not killed else cell.wait()
-                if (not self._reported and not killed) or ended.broke:
-                    who = "the programme" if name == "candidate" else "the tests' process"
-                    self.outcome.stop(*death(who, ended, self._limits))
-                setattr(self.outcome, name, ended)
-            if not self._printed.drain():
-                self.outcome.stop(Kind.OUTPUT, f"printed more than {self._limits.output_bytes} bytes")
-            self.outcome.printed = self._printed.text
-        finally:
-            for line in self._lines.values():
-                line.close()
-            self._printed.close()
+        for name in self._ordered:
+            if name not in self._exits:
+                self._cells[name].kill()
+        for name in self._ordered:
+            killed = name not in self._exits
+            ended = self._exits[name] if not killed else self._cells[name].wait()
+            if (not self._reported and not killed) or ended.broke:
+                who = "the programme" if name == "candidate" else "the tests' process"
+                self.outcome.stop(*death(who, ended, self._limits), tests=name == "examiner")
+            setattr(self.outcome, name, ended)
+        if not self._printed.drain():
+            self.outcome.stop(Kind.OUTPUT, f"printed more than {self._limits.output_bytes} bytes")
+        self.outcome.printed = self._printed.text
 
 
 def death(who: str, ended: Exit, limits: Limits) -> tuple[Kind | None, str]:

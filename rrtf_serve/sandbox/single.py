@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from rrtf_serve.sandbox.cell import Cell, CellError, Exit
@@ -28,18 +29,22 @@ class Single:
         self.outcome = Outcome()
         self._confined = False
         self.ended = Exit(0, 0, 0.0, "")
-        self.errors = Printed(limits.output_bytes)
 
-    def _go(self, load: dict[str, Any], stdin: str) -> str:
+    def _go(self, load: dict[str, Any], stdin: bytes) -> str:
         """What was printed. Raises CellError where the sandbox failed."""
         limits, outcome = self._limits, self.outcome
         began = time.monotonic()
-        output = Printed(limits.output_bytes, None)
-        line = Line(1 << 16)
-        given = os.memfd_create("stdin")
-        try:
+        with ExitStack() as opened:
+            self.errors = Printed(limits.output_bytes)
+            opened.callback(self.errors.close)
+            output = Printed(limits.output_bytes, None)
+            opened.callback(output.close)
+            line = Line(1 << 16)
+            opened.callback(line.close)
+            given = os.memfd_create("stdin")
+            opened.callback(os.close, given)
             with open(given, "wb", closefd=False) as file:  # a descriptor, not a path
-                file.write(stdin.encode("utf-8", "surrogateescape"))
+                file.write(stdin)
             os.lseek(given, 0, os.SEEK_SET)
             self._cell.run(self.role, limits, [line.guest, given, output.guest, self.errors.guest])
             for end in (line, output, self.errors):
@@ -49,12 +54,8 @@ class Single:
             for end in (output, self.errors):
                 if not end.drain():
                     outcome.stop(Kind.OUTPUT, f"printed more than {limits.output_bytes} bytes")
-            return output.text
-        finally:
             outcome.seconds = time.monotonic() - began
-            os.close(given)
-            for end in (line, output, self.errors):
-                end.close()
+            return output.text
 
     def _listen(self, line: Line, output: Printed, until: float) -> None:
         poll = select.poll()
@@ -122,11 +123,11 @@ class Script(Single):
     role = "script"
 
     def go(self, program: str, case: StdioCase) -> str:
-        return self._go({"code": program}, case.stdin)
+        return self._go({"code": program}, case.data)
 
 
 class Command(Single):
     role = "command"
 
     def go(self, files: dict[str, str], argv: list[str]) -> str:
-        return self._go({"files": files, "argv": argv}, "")
+        return self._go({"files": files, "argv": argv}, b"")

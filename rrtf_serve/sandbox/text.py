@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 SHOWN = 80
 
 
@@ -35,4 +37,4 @@ def _near_numbers(left: str, right: str, tolerance: float) -> bool:
         a, b = float(left), float(right)
     except ValueError:
         return False
-    return abs(a - b) <= tolerance * max(1.0, abs(b))
+    return a == b or (not math.isinf(b) and abs(a - b) <= tolerance * max(1.0, abs(b)))

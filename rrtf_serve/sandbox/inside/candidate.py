@@ -44,7 +44,7 @@ def run(channel: Channel) -> None:
     codec = Codec(
         proxy_factory(lambda: peer, lambda: codec), served.find_class, served.is_structural, flags_of
     )
-    peer = Peer(channel, codec, served.perform)
+    peer = Peer(channel, codec, served.perform, may_stop=frozenset({"call", "next"}))
     served.codec = codec
     flush()
     channel.send(Frame.READY)

@@ -20,7 +20,7 @@ from rrtf_serve.sandbox.inside.writer import Message
 
 RECORDER = "__rrtf_tests__"
 SHOWN = 300  # characters of a failure's message
-MAX_REPORTED = 20_000
+MOST_REPORTED = 20_000  # results one by one; what is beyond is told as one
 
 Result = tuple[str, bool, str, str]  # name, passed, kind, message: as verdict.TestResult
 
@@ -38,8 +38,17 @@ def run(channel: Channel) -> None:
     kind, _ = channel.receive()
     results, outputs = ([], None) if kind is not Frame.READY else examine()
     channel.send(
-        Frame.RESULT, order["nonce"].encode() + dumps([results[:MAX_REPORTED], side.peer.calls, outputs])
+        Frame.RESULT, order["nonce"].encode() + dumps([_shortened(results), side.peer.calls, outputs])
     )
+
+
+def _shortened(results: list[Result]) -> list[Result]:
+    kept, rest = results[:MOST_REPORTED], results[MOST_REPORTED:]
+    if rest:
+        failed = [result for result in rest if not result[1]]
+        kind, message = failed[0][2:] if failed else ("", "")
+        kept.append((f"{len(rest)} more, {len(failed)} of them failed", not failed, kind, message))
+    return kept
 
 
 class _Side:
@@ -51,9 +60,10 @@ class _Side:
             lambda value: type(value) in self.classes.values(),
             _exportable,
         )
-        self.peer = Peer(channel, self._codec, self._perform)
+        # A call that ended the tests' own map, zip or all by StopIteration would end them passed.
+        self.peer = Peer(channel, self._codec, self._perform, may_stop=frozenset({"next"}))
 
-    def entry(self, *args: object, **kwargs: object) -> Any:
+    def entry(self, /, *args: object, **kwargs: object) -> Any:
         return self.peer.call("call", "entry", args, kwargs)
 
     def _perform(self, operation: str, target: Json, args: list[Any], kwargs: dict[str, Any]) -> object:
@@ -88,10 +98,10 @@ class _Side:
                 if simple:
                     namespace[order["entry"]] = self.entry
                 namespace["candidate"] = self.entry
-                had_check = namespace.pop("check", None)
+                before = namespace.get("check")  # the entry point's, the prelude's or the candidate's own
                 exec(compiled, namespace)
-                check = namespace.get("check", had_check)
-                if callable(check) and not (simple and order["entry"] == "check"):
+                check = namespace.get("check")
+                if check is not before and callable(check):
                     check(self.entry)
                 finished = True
             except Gone:

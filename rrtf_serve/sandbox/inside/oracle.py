@@ -6,7 +6,8 @@ Runs in the examiner's process: outputs are hostile data, and hashing or compari
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
+from decimal import Decimal
 from typing import Any
 
 DEFAULT_ATOL = 1e-6  # EvalPlus: floats are held to this where a problem states no tolerance
@@ -53,19 +54,30 @@ def _pairs(a: Any, b: Any) -> list[tuple[Any, Any]] | None:
     """The values of two containers that must be the same; None where their keys differ."""
     if not isinstance(a, dict):
         return list(zip(a, b, strict=True))
-    if {(type(key), key) for key in a} != {(type(key), key) for key in b}:
+    if {_typed(key) for key in a} != {_typed(key) for key in b}:
         return None
     return [(a[key], b[key]) for key in a]
 
 
 def _same_leaf(a: Any, b: Any) -> bool:
     if isinstance(a, (set, frozenset)):
-        return {(type(x), x) for x in a} == {(type(x), x) for x in b}
-    if isinstance(a, float):
-        return (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
+        return {_typed(x) for x in a} == {_typed(x) for x in b}
+    if isinstance(a, (float, complex, Decimal)):
+        return repr(a) == repr(b)  # tells signs of zero apart, and no NaN from another
     if _is_array(a):
         return a.dtype == b.dtype and a.shape == b.shape and same(a.tolist(), b.tolist())
     return bool(a == b)
+
+
+def _typed(value: Any) -> Any:
+    """What may be a key or in a set, such that it equals only what is also of the same types throughout."""
+    if isinstance(value, tuple):
+        return tuple, tuple(map(_typed, value))
+    if isinstance(value, frozenset):
+        return frozenset, frozenset(map(_typed, value))
+    if isinstance(value, (float, complex, Decimal)):
+        return type(value), repr(value)
+    return type(value), value
 
 
 def close(output: Any, expected: Any, atol: float, rtol: float) -> bool:
@@ -90,10 +102,15 @@ def _near(left: Any, right: Any, atol: float, rtol: float) -> bool:
         elif (
             not isinstance(a, (int, float, complex))
             or not isinstance(b, (int, float, complex))
-            or (a != b and not abs(a - b) <= atol + rtol * abs(b))
+            or (a != b and not _within(a, b, atol, rtol))
         ):
             return False
     return True
+
+
+def _within(a: complex, b: complex, atol: float, rtol: float) -> bool:
+    """Nothing but infinity is near infinity, though every tolerance relative to it is infinite."""
+    return not math.isinf(abs(b)) and abs(a - b) <= atol + rtol * abs(b)
 
 
 def unordered(output: Any, expected: Any) -> bool:
@@ -105,8 +122,8 @@ def unordered(output: Any, expected: Any) -> bool:
     ):
         return False
     try:
-        return sorted(output) == sorted(expected)
-    except TypeError:
+        return Counter(output) == Counter(expected)
+    except TypeError:  # lists and sets can't be counted
         left = list(output)
         for item in expected:
             if item not in left:

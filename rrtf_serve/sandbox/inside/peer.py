@@ -28,17 +28,23 @@ class CandidateError(Exception):
 
 
 class Peer:
-    """`perform(operation, target, args, kwargs)` does what the other side asks for."""
+    """`perform(operation, target, args, kwargs)` does what the other side asks for.
+
+    may_stop  the operations that may raise StopIteration; from others it arrives as RuntimeError (PEP 479's
+              rule)
+    """
 
     def __init__(
         self,
         channel: Channel,
         codec: Codec,
         perform: Callable[[str, Json, list[Any], dict[str, Any]], object],
+        may_stop: frozenset[str],
     ) -> None:
         self._channel = channel
         self._codec = codec
         self._perform = perform
+        self._may_stop = may_stop
         self.calls = 0  # of the other side's code
 
     def call(
@@ -56,7 +62,10 @@ class Peer:
             elif kind is Frame.RETURN:
                 return self._returned(payload, () if operation == "case" else message.objects)
             elif kind is Frame.RAISE:
-                raise self._raised(payload)
+                error = self._raised(payload)
+                if isinstance(error, StopIteration) and operation not in self._may_stop:
+                    error = RuntimeError("a call raised StopIteration")
+                raise error
             else:
                 raise Gone
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -12,7 +12,8 @@ from typing import Any
 from rrtf_serve.sandbox.inside.wire import BUILTIN_TYPES, Codec, Json, WireError
 
 DATES: dict[str, Any] = {"date": date, "datetime": datetime, "time": time}
-MUTABLE: dict[str, Any] = {"list": list, "dict": dict, "set": set, "deque": deque, "bytearray": bytearray}
+DICTS: dict[str, Any] = {"dict": dict, "ordered": OrderedDict, "counter": Counter, "defaultdict": defaultdict}
+MUTABLE: dict[str, Any] = {"list": list, "set": set, "deque": deque, "bytearray": bytearray, **DICTS}
 IMMUTABLE = ("tuple", "frozenset", "keys", "values", "items", "nd")
 
 
@@ -58,7 +59,7 @@ class Reader:
             list.__setitem__(target, slice(None), [self.decode(x) for x in node[1:]])
         else:
             if node[0] != "obj":
-                MUTABLE[node[0]].clear(target)
+                (OrderedDict if isinstance(target, OrderedDict) else MUTABLE[node[0]]).clear(target)
             self._fill(target, node)
 
     def _build(self) -> None:
@@ -76,7 +77,7 @@ class Reader:
         for number in immutable:
             self._build_immutable(number)
         # Lists and objects before sets and dicts: those may need their hashes.
-        for tags in (("list", "deque", "bytearray", "obj"), ("set", "dict")):
+        for tags in (("list", "deque", "bytearray", "obj"), ("set", *DICTS)):
             for offset, node in enumerate(self._nodes):
                 if node[0] in tags:
                     self._fill(self.objects[self._start + offset], node)
@@ -85,6 +86,10 @@ class Reader:
         return self._nodes[number - self._start]
 
     def _shell(self, node: Json) -> object:
+        if node[0] == "deque":
+            if len(node) < 2 or not (node[1] is None or (type(node[1]) is int and node[1] >= 0)):
+                raise WireError("a malformed deque")
+            return deque(maxlen=node[1])
         if node[0] != "obj":
             return MUTABLE[node[0]]()
         cls = self._codec.find_class(node[1]) if len(node) > 1 and type(node[1]) is str else None
@@ -141,16 +146,19 @@ class Reader:
             fill_object(target, [self.decode(x) for x in node[2:]])
             return
         items = [self.decode(x) for x in node[1:]]
-        if tag == "dict":
+        if tag == "defaultdict":
+            if not items or not isinstance(items[0], type):
+                raise WireError("a malformed defaultdict")
+            target.default_factory = items.pop(0)
+        if tag in DICTS:
             if len(items) % 2:
                 raise WireError("a key without a value")
-            self._hashed(
-                lambda pairs: dict.update(target, pairs), list(zip(items[::2], items[1::2], strict=True))
-            )
+            update = (OrderedDict if isinstance(target, OrderedDict) else dict).update
+            self._hashed(lambda pairs: update(target, pairs), list(zip(items[::2], items[1::2], strict=True)))
         elif tag == "set":
             self._hashed(lambda values: set.update(target, values), items)
         else:
-            target.extend(items)
+            target.extend(items[tag == "deque" :])
 
     @staticmethod
     def _hashed(build: Callable[[Any], Any], items: list[Any]) -> Any:

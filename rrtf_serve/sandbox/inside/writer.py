@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -16,6 +16,7 @@ WORD = 1 << 63
 KEYS: Any = type({}.keys())
 VALUES: Any = type({}.values())
 ITEMS: Any = type({}.items())
+DICTS: dict[type, str] = {OrderedDict: "ordered", Counter: "counter"}
 
 
 class Message:
@@ -47,18 +48,22 @@ class Message:
         if isinstance(value, tuple):
             return ["tuple", *[item(x) for x in tuple.__iter__(value)]]
         if isinstance(value, dict):
-            return ["dict", *[item(x) for pair in dict.items(value) for x in pair]]
+            ordered = isinstance(value, OrderedDict)  # whose order dict.items does not know
+            pairs = [item(x) for pair in (OrderedDict if ordered else dict).items(value) for x in pair]
+            if type(value) is defaultdict and _is_type(value.default_factory):
+                return ["defaultdict", item(value.default_factory), *pairs]
+            return [DICTS.get(type(value), "dict"), *pairs]
         if isinstance(value, (set, frozenset)):
             name = "set" if isinstance(value, set) else "frozenset"
             return [name, *[item(x) for x in (set if name == "set" else frozenset).__iter__(value)]]  # type: ignore[arg-type]  # chosen by the line above
         if isinstance(value, deque):
-            return ["deque", *[item(x) for x in deque.__iter__(value)]]
+            return ["deque", value.maxlen, *[item(x) for x in deque.__iter__(value)]]
         if isinstance(value, bytearray):
             return ["bytearray", bytes(value).hex()]
         for name, view in (("keys", KEYS), ("values", VALUES), ("items", ITEMS)):
             if type(value) is view:
-                pairs = (x for pair in value for x in pair) if name == "items" else value
-                return [name, *[item(x) for x in pairs]]
+                parts = (x for pair in value for x in pair) if name == "items" else value
+                return [name, *[item(x) for x in parts]]
         if _is_array(value):
             flat = value.ravel().tolist()
             return ["nd", str(value.dtype), value.ndim, *value.shape, *[item(x) for x in flat]]
@@ -119,9 +124,13 @@ def _scalar(value: Any, kind: type) -> Json:  # noqa: PLR0911  # one branch per 
         return ["t", kind.__name__, value.isoformat()]
     if value is Ellipsis:
         return ["e"]
-    if isinstance(value, type) and BUILTIN_TYPES.get(value.__name__) is value:
+    if _is_type(value):
         return ["y", value.__name__]
     return None
+
+
+def _is_type(value: object) -> bool:
+    return isinstance(value, type) and BUILTIN_TYPES.get(value.__name__) is value
 
 
 def _is_numpy_scalar(value: object) -> bool:
