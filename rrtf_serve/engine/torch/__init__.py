@@ -11,3 +11,5 @@ checkpoint  a folder loaded as a transformers model
 
 Imported only when this engine is asked for: torch and transformers are no part of the base install.
 """
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")  # auto: as stored, see checkpoint.pick_dtype

@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from rrtf_serve.engine.torch import attention
+from rrtf_serve.engine.torch import DTYPES, attention
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.records import Record
 from rrtf_serve.models.source import Kind, detect_kind
@@ -23,7 +23,6 @@ from rrtf_serve.models.source import Kind, detect_kind
 log = logging.getLogger(__name__)
 
 ARCHITECTURES = ("gpt_bigcode", "llama", "qwen2", "starcoder2")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def pick_device(device: str) -> torch.device:
