@@ -117,7 +117,7 @@ def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     # right: a token of probability 0 adds nothing to the sum, so it is never the first above the target
     found = torch.searchsorted(sums, target, right=True).squeeze(1)
     # The product may round up to the whole sum: then it is the last token that has a share in it.
-    last = torch.searchsorted(sums, sums[:, -1:]).squeeze(1)
+    last = torch.searchsorted(sums, sums[:, -1:].contiguous()).squeeze(1)
     return torch.minimum(found, last)
 
 
