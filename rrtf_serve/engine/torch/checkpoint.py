@@ -6,8 +6,9 @@ kernels too.
 
 from __future__ import annotations
 
-import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ from rrtf_serve.engine.torch import DTYPES, attention
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.records import Record
 from rrtf_serve.models.source import Kind, detect_kind
-
-log = logging.getLogger(__name__)
 
 ARCHITECTURES = ("gpt_bigcode", "llama", "qwen2", "starcoder2")
 
@@ -67,9 +66,6 @@ def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
     # transformers 5 writes dtype, older ones torch_dtype.
     stored = config.text("dtype") or config.text("torch_dtype")
     wanted = pick_dtype(dtype, stored, device)
-    if not sys.stderr.isatty():
-        reports: Any = transformers.utils.logging
-        reports.disable_progress_bar()
     try:
         if kind is Kind.GPTQ:
             model = _load_gptq(folder, device)
@@ -97,26 +93,43 @@ def weights_bytes(model: Any) -> int:
 
 def _load_plain(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     causal: Any = transformers.AutoModelForCausalLM
-    model, found = causal.from_pretrained(
-        folder,
-        dtype=dtype,
-        # Straight to the device: through the CPU's memory a model would have to fit there too.
-        device_map={"": device} if device.type == "cuda" else None,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        attn_implementation=attention.NAME,
-        output_loading_info=True,
-    )
-    # transformers makes up what is missing at random, and only warns.
-    for key, what in (
-        ("missing_keys", "missing"),
-        ("mismatched_keys", "of another shape than config.json says"),
-    ):
-        if names := sorted(str(name) for name in found[key]):
+    with _quiet():
+        model, found = causal.from_pretrained(
+            folder,
+            dtype=dtype,
+            # Straight to the device: through the CPU's memory a model would have to fit there too.
+            device_map={"": device} if device.type == "cuda" else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            attn_implementation=attention.NAME,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    # transformers makes up at random what is missing or doesn't fit, and only warns.
+    missing = sorted(found["missing_keys"])
+    misshapen = sorted(name if isinstance(name, str) else name[0] for name in found["mismatched_keys"])
+    for names, what in ((missing, "missing"), (misshapen, "of another shape than config.json says")):
+        if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ModelError(f"{folder}: tensor {names[0]}{more} is {what}; the folder is incomplete")
+            raise ModelError(
+                f"{folder}: tensor {names[0]}{more} is {what}; the folder is incomplete, fetch it again"
+            )
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report on tensors, which are checked here, and without a bar in a log file."""
+    reports: Any = transformers.utils.logging
+    before = reports.get_verbosity()
+    reports.set_verbosity_error()
+    if not sys.stderr.isatty():
+        reports.disable_progress_bar()
+    try:
+        yield
+    finally:
+        reports.set_verbosity(before)
 
 
 def _load_gptq(folder: Path, device: torch.device) -> Any:
