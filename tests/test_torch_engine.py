@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import time
@@ -15,6 +16,7 @@ import transformers
 from tiny_models import CONFIGS, END, VOCABULARY, write_hf
 
 from rrtf_serve.engine.protocol import Delta, EngineError, Request, Sampling
+from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.engine.torch import batch as batches
 from rrtf_serve.engine.torch.decoder import Decoder
 from rrtf_serve.engine.torch.engine import TorchEngine
@@ -178,6 +180,33 @@ def test_a_seed_gives_the_same_tokens_whatever_else_runs(engine: TorchEngine) ->
     assert len({tuple(answer) for answer in together}) > 20
     unseeded = answers(engine, [Request((5,), 25, NO_END, Sampling())] * 5)
     assert len({tuple(answer) for answer in unseeded}) == 5
+
+
+def test_requests_with_different_options_wait_for_one_batch(
+    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answers(engine, [Request((5, 6), 8, NO_END, sampling) for sampling in SAMPLED])
+    sizes: list[int] = []
+    start = TorchEngine.start
+
+    def counted(self: TorchEngine, requests: list[Request]) -> batches.TorchBatch:
+        sizes.append(len(requests))
+        return start(self, requests)
+
+    monkeypatch.setattr(TorchEngine, "start", counted)
+
+    async def ask() -> list[list[int]]:
+        scheduler = Scheduler(engine)
+        first = scheduler.submit([Request((9,), 100, NO_END, GREEDY)])
+        await anext(first)  # it runs: the others wait behind it
+        streams = [scheduler.submit([Request((5, 6), 8, NO_END, sampling)]) for sampling in SAMPLED]
+        first.cancel()
+        made = [[delta.token async for deltas in stream for delta in deltas] for stream in streams]
+        await scheduler.close(10)
+        return made  # type: ignore[return-value]  # no row ends without a token
+
+    assert asyncio.run(ask()) == expected
+    assert sizes == [1, len(SAMPLED)]
 
 
 def test_cancelling_a_row_leaves_the_others_as_they_were(engine: TorchEngine) -> None:

@@ -6,9 +6,10 @@ kernels too.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from rrtf_serve.engine.cores import available_cores
 from rrtf_serve.engine.torch import DTYPES, attention
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.records import Record
@@ -75,12 +77,12 @@ def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
             raise ModelError(f"{folder}: a {kind} folder; the torch engine reads Hugging Face folders")
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise _too_large(folder, device, wanted) from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{folder}: transformers can't load it ({error})") from error
+    except (OSError, ValueError, KeyError, AssertionError, SafetensorError) as error:
+        raise ModelError(f"{folder}: can't be loaded ({error})") from error
     except RuntimeError as error:
         if "alloc" in str(error):
             raise _too_large(folder, device, wanted) from error
-        raise ModelError(f"{folder}: transformers can't load it ({error})") from error
+        raise ModelError(f"{folder}: can't be loaded ({error})") from error
     model.set_attn_implementation(attention.NAME)
     return model.eval()
 
@@ -133,14 +135,37 @@ def _quiet() -> Iterator[None]:
 
 
 def _load_gptq(folder: Path, device: torch.device) -> Any:
+    # Its pool of loaders asks for two workers and fails where the machine would give it one.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, available_cores())))
     try:
-        from gptqmodel import GPTQModel  # noqa: PLC0415 - optional, and takes seconds to import
+        # It reports on stdout, which belongs to what the server has to say.
+        with redirect_stdout(sys.stderr):
+            import gptqmodel  # noqa: PLC0415 - optional, and takes seconds to import
     except ModuleNotFoundError as error:
         raise ModelError(
             f"{folder}: is a GPTQ checkpoint, and gptqmodel, which runs them, is not installed "
             f"({error.name} is missing): pip install gptqmodel"
         ) from error
-    return GPTQModel.load(str(folder), device=str(device), trust_remote_code=False).model
+    whole = _groups_are_whole(folder)
+    backend = gptqmodel.BACKEND.AUTO if whole or device.type != "cpu" else gptqmodel.BACKEND.GPTQ_TORCH
+    with redirect_stdout(sys.stderr):
+        wrapped = gptqmodel.GPTQModel.load(
+            str(folder), device=str(device), backend=backend, trust_remote_code=False
+        )
+    return wrapped.model
+
+
+def _groups_are_whole(folder: Path) -> bool:
+    """Whether each matrix is a whole number of groups wide. gptqmodel takes its fast kernel for CPUs without
+    looking, and that fails on others at the first token."""
+    config = Record.read(folder / "config.json")
+    record = config.record("quantization_config")
+    if not record.values:
+        record = Record.read_if_there(folder / "quantize_config.json")
+    group = record.values.get("group_size", -1)
+    names = ("hidden_size", "intermediate_size", "n_embd", "n_inner")
+    widths = [width for name in names if (width := config.optional_count(name)) is not None]
+    return isinstance(group, int) and (group < 1 or all(width % group == 0 for width in widths))
 
 
 def _too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> ModelError:
