@@ -201,7 +201,11 @@ def _add_judging(commands: Any) -> None:
         help="prompts of one batch may differ by so much; 0: no int8 answer depends on its batch, several "
         "times slower (ct2; default: 16, the most)",
     )  # fmt: skip
-    one.add_argument("--threads", type=int, default=0, help="of the ct2 engine; 0: one per core")
+    one.add_argument("--threads", type=int, default=0, help="CPU threads of ct2 and torch; 0: one per core")
+    one.add_argument("--device", default="auto", help="of ct2 and torch: auto, cpu or cuda (default: auto)")
+    one.add_argument(
+        "--dtype", default="auto", help="torch: auto, float32, bfloat16 or float16 (default: as stored)"
+    )
     one.add_argument("--output", "-o", type=Path, help="folder (default: below ./rrtf-passk)")
 
     one = command(

@@ -21,7 +21,8 @@ from tqdm import trange
 
 from benchmarks.machine import machine_record
 from benchmarks.spread import summary
-from rrtf_serve.engine.ct2 import Ct2Engine, available_cores
+from rrtf_serve.engine.cores import available_cores
+from rrtf_serve.engine.ct2 import Ct2Engine
 from rrtf_serve.engine.ct2_files import read_vocabulary
 from rrtf_serve.engine.protocol import Request, Sampling
 from rrtf_serve.engine.scheduler import Scheduler

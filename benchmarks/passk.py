@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,12 +21,13 @@ from urllib.parse import urlsplit
 from benchmarks.judge import SandboxOptions
 from benchmarks.machine import machine_record
 from rrtf_serve.config import ServeConfig
-from rrtf_serve.engine.ct2 import Ct2Engine
+from rrtf_serve.loading import describe_source, load_engine
 from rrtf_serve.models.families import FAMILIES, detect_family
-from rrtf_serve.models.folder import describe
+from rrtf_serve.models.folder import Card
 from rrtf_serve.models.prompts import Prompts
+from rrtf_serve.models.source import Source
 from rrtf_serve.models.tokens import Tokenizer
-from rrtf_serve.preparation import prepare
+from rrtf_serve.preparation import prepare_source
 from rrtf_serve.problems import gold
 from rrtf_serve.problems.estimator import compare
 from rrtf_serve.problems.evaluate import Run, draw, mean_tokens, per_problem, score
@@ -42,7 +43,7 @@ from rrtf_serve.sandbox.judge import Sandbox
 
 ENGINES = ("ct2", "http", "torch")
 # Settings that the default folder's name tells apart where they are not the usual ones, and how.
-NAMED = {"top_p": "p", "max_tokens": "m", "seed": "s", "batch": "b", "prompt_spread": "spread"}
+NAMED = {"top_p": "p", "max_tokens": "m", "seed": "s", "batch": "b", "prompt_spread": "spread", "dtype": "", "device": ""}
 
 log = logging.getLogger(__name__)
 
@@ -98,14 +99,16 @@ class PasskConfig:
     batch: int = 16  # rows decoded together (ct2), or requests at a time (http)
     prompt_spread: int = 16  # tokens by which the prompts of a batch may differ (ct2)
     threads: int = 0
+    device: str = "auto"
+    dtype: str = "auto"  # of the torch engine
     data_dir: Path | None = None
     output: Path | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ValueError(f"--engine {self.engine}: must be one of {', '.join(ENGINES)}")
-        if self.engine == "torch":
-            raise ValueError("--engine torch: not built yet; use ct2, or http and a server that runs torch")
+        if self.dtype != "auto" and self.engine != "torch":
+            raise ValueError(f"--dtype {self.dtype}: goes with --engine torch")
         if (self.engine == "http") != (self.url is not None):
             raise ValueError("--engine http needs --url http://host:port, and --url needs --engine http")
         if self.protocol not in (None, "paper"):
@@ -117,8 +120,8 @@ class PasskConfig:
         for flag, value in given.items():
             if self.protocol and value is not None:
                 raise ValueError(f"{flag}: --protocol {self.protocol} sets it; leave one of the two out")
-        if self.batch < 1:
-            raise ValueError(f"--batch must be at least 1, not {self.batch}")
+        if not 1 <= self.batch <= 1024:
+            raise ValueError(f"--batch must be from 1 to 1024, not {self.batch}")
         if not 0 <= self.prompt_spread <= 16:
             raise ValueError(f"--prompt-spread must be from 0 to 16, not {self.prompt_spread}")
 
@@ -208,19 +211,19 @@ def _sampler(config: PasskConfig) -> Iterator[Sampler]:
     if config.url is not None:
         yield HttpSampler(config.url, config.model or None, workers=config.batch, api_key=config.api_key)
         return
-    folder = prepare(ServeConfig(model=config.model))
-    card = describe(folder, name=folder.name, family=None, context_length=None)
-    tokenizer = Tokenizer.load(folder)
-    family = card.family or detect_family(card.architecture, tokenizer, card.name, card.chat_template)
-    engine = Ct2Engine(
-        folder,
-        context_length=card.context_length,
+    serving = ServeConfig(
+        model=config.model,
+        engine=config.engine,
+        device=config.device,
+        dtype=config.dtype,
         threads=config.threads,
         max_batch=config.batch,
-        prompt_spread=config.prompt_spread,
     )
-    compute_type = engine.describe()["compute_type"]
-    mixed = f":batch{config.batch}:spread{config.prompt_spread}" if config.prompt_spread else ""
+    source = prepare_source(serving)
+    card = describe_source(serving, source)
+    tokenizer = Tokenizer.load(source.path)
+    family = card.family or detect_family(card.architecture, tokenizer, card.name, card.chat_template)
+    engine = load_engine(serving, source, card, prompt_spread=config.prompt_spread)
     try:
         yield EngineSampler(
             engine,
@@ -234,14 +237,23 @@ def _sampler(config: PasskConfig) -> Iterator[Sampler]:
                 end_tokens=card.end_tokens,
             ),
             model=card.name,
-            # In float32 no answer depends on its batch; in fewer bits it does, a little.
-            digest=f"{card.source.get('sha256') or folder.name}:{card.quantization}"
-            + (mixed if compute_type != "float32" else ""),
+            digest=_digest(config, source, card, engine.describe()),
             batch=config.batch,
             described={"engine": config.engine, **engine.describe()},
         )
     finally:
         engine.close()
+
+
+def _digest(config: PasskConfig, source: Source, card: Card, described: Mapping[str, object]) -> str:
+    """What the answers depend on: weights, type of the arithmetic and, in less than float32, the batches."""
+    if config.engine == "torch":
+        dtype = described["dtype"]
+        batches = "" if dtype == "float32" else f":batch{config.batch}"
+        return f"{source.digest}:torch-{dtype}{batches}"
+    batches = f":batch{config.batch}:spread{config.prompt_spread}" if config.prompt_spread else ""
+    digest = f"{card.source.get('sha256') or source.path.name}:{card.quantization}"
+    return digest if described["compute_type"] == "float32" else digest + batches
 
 
 def _folder(config: PasskConfig, model: str) -> Path:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tokenizers import Tokenizer as FastTokenizer
-
 from convert.adapter_source import AdapterSource
 from convert.gguf_metadata import GgufMetadata
 from convert.gguf_source import GgufSource
@@ -17,23 +15,10 @@ from convert.safetensors_source import SafetensorsSource
 from convert.sources import TensorSource
 from convert.tokenizer import read_tokenizer_settings, write_tokenizer
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.folder import read_chat_template
-from rrtf_serve.models.records import Record
+from rrtf_serve.models.hf_folder import TokenizerFacts, hf_facts
 from rrtf_serve.models.source import Kind, Source
 
-
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """`tokens` is the vocabulary by id; an id without a token holds "". Absent special tokens are "" too."""
-
-    tokens: list[str]
-    bos_token: str
-    eos_token: str
-    unk_token: str
-    pad_token: str
-    add_bos: bool
-    end_tokens: list[str]
-    chat_template: str
+__all__ = ["Checkpoint", "TokenizerFacts", "hf_facts", "open_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -100,63 +85,3 @@ def _gguf_facts(metadata: GgufMetadata) -> TokenizerFacts:
         end_tokens=list(settings.end_tokens),
         chat_template=settings.chat_template,
     )
-
-
-def hf_facts(folder: Path, model_folder: Path | None = None) -> TokenizerFacts:
-    """Facts from tokenizer.json, tokenizer_config.json, chat_template.jinja and the model's configuration.
-
-    `model_folder` holds config.json and generation_config.json when they lie elsewhere. Raises ModelError
-    naming the file that is absent or damaged.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(
-            f"{path}: missing; save the model's fast tokenizer there "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
-        )
-    try:
-        tokenizer = FastTokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises bare Exception on every bad file
-        raise ModelError(f"{path}: not a readable tokenizer ({error})") from error
-    settings = Record.read_if_there(folder / "tokenizer_config.json")
-    tokens = _tokens_by_id(path, tokenizer)
-    bos, eos = _special(settings, "bos_token"), _special(settings, "eos_token")
-    return TokenizerFacts(
-        tokens=tokens,
-        bos_token=bos,
-        eos_token=eos,
-        unk_token=_special(settings, "unk_token"),
-        pad_token=_special(settings, "pad_token"),
-        add_bos=bool(bos) and settings.flag("add_bos_token", tokenizer.encode("").tokens[:1] == [bos]),
-        end_tokens=_end_tokens(model_folder or folder, tokens, eos),
-        chat_template=read_chat_template(folder, settings),
-    )
-
-
-def _tokens_by_id(path: Path, tokenizer: FastTokenizer) -> list[str]:
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    last = max(vocabulary.values(), default=-1)
-    if last > 4 * len(vocabulary) + 65536:  # a list of that length would be an attack, not a vocabulary
-        raise ModelError(
-            f"{path}: {len(vocabulary):,} tokens, but an id of {last:,}; the tokenizer is damaged"
-        )
-    tokens = [""] * (last + 1)
-    for token, index in vocabulary.items():
-        tokens[index] = token
-    return tokens
-
-
-def _special(settings: Record, key: str) -> str:
-    value = settings.values.get(key)
-    return settings.record(key).text("content") if isinstance(value, dict) else settings.text(key)
-
-
-def _end_tokens(folder: Path, tokens: list[str], eos: str) -> list[str]:
-    """Every token that the model's own settings name as an end, generation settings first."""
-    ids = [
-        index
-        for name in ("generation_config.json", "config.json")
-        for index in Record.read_if_there(folder / name).ids("eos_token_id")
-    ]
-    found = [tokens[index] for index in ids if index < len(tokens) and tokens[index]]
-    return list(dict.fromkeys([*found, eos] if eos else found))

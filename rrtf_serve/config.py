@@ -8,10 +8,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rrtf_serve.engine.torch import DTYPES
 from rrtf_serve.models import catalog
 from rrtf_serve.models.folder import QUANTIZATIONS
 
 DEFAULT_MODEL = catalog.DEFAULT
+ENGINES = ("auto", "ct2", "torch")
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,10 @@ class ServeConfig:
     quantization: str = "int8"  # the type a model is converted to when it must be converted
     host: str = "127.0.0.1"
     port: int = 8000
+    engine: str = "auto"  # auto: torch for GPTQ folders, ct2 for everything else
     device: str = "auto"
-    compute_type: str = "default"
+    compute_type: str = "default"  # of ct2
+    dtype: str = "auto"  # of torch
     threads: int = 0  # 0: as many as there are cores
     context_length: int | None = None  # tokens; None: what the model says
     family: str | None = None  # prompt family; None: what the model says
@@ -45,6 +49,10 @@ class ServeConfig:
             raise ValueError(f"--quantization {self.quantization}: must be one of {', '.join(QUANTIZATIONS)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"--device {self.device}: must be auto, cpu or cuda")
+        if self.engine not in ENGINES:
+            raise ValueError(f"--engine {self.engine}: must be one of {', '.join(ENGINES)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"--dtype {self.dtype}: must be one of {', '.join(DTYPES)}")
         if self.context_length is not None and self.context_length < 2:
             raise ValueError(f"--context-length must be at least 2, not {self.context_length}")
         if not 0 <= self.drain_seconds <= 86_400:  # written so that NaN fails it

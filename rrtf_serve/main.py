@@ -23,17 +23,18 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from rrtf_serve import __version__
 from rrtf_serve.api.app import ApiSettings, Served, create_app
 from rrtf_serve.config import ServeConfig, read_config
-from rrtf_serve.engine.ct2 import Ct2Engine
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.greeting import banner
+from rrtf_serve.loading import describe_source, load_engine
 from rrtf_serve.models import catalog
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.families import FAMILIES, detect_family
-from rrtf_serve.models.folder import Card, describe
+from rrtf_serve.models.folder import Card
 from rrtf_serve.models.prompts import Prompts
+from rrtf_serve.models.source import Source
 from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.parts import find_part
-from rrtf_serve.preparation import prepare
+from rrtf_serve.preparation import prepare, prepare_source
 from rrtf_serve.process import address_of, reserve, run
 
 EXAMPLES = """examples:
@@ -41,6 +42,7 @@ EXAMPLES = """examples:
   rrtf-serve --model qwen2.5-coder-1.5b-instruct    another one of `rrtf-models list`
   rrtf-serve --model bigcode/starcoder2-3b          any repository of safetensors on the hub
   rrtf-serve --model ./my-model.gguf --port 8080    a GGUF file, a CTranslate2 or Hugging Face folder
+  rrtf-serve --model ./my-folder --engine torch     a Hugging Face folder as it is, on torch
   rrtf-serve --prepare                              fetch and convert, then stop
   RRTF_API_KEYS=one,two rrtf-serve --host 0.0.0.0   ask every client for a key
 """
@@ -65,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         # Taken before the long work: a port in use is said at once, not after a download.
         with reserve(config.host, config.port) as listener:
-            folder = prepare(config)
-            return asyncio.run(serve(config, folder, keys, listener))
+            source = prepare_source(config)
+            return asyncio.run(serve(config, source, keys, listener))
     except (ModelError, ValueError, OSError) as error:
         print(f"rrtf-serve: {error}", file=sys.stderr)
         return 1
@@ -78,22 +80,15 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-async def serve(config: ServeConfig, folder: Path, keys: frozenset[str], listener: socket.socket) -> int:
-    """Serve `folder` until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to finish."""
-    card = describe(folder, name=folder.name, family=config.family, context_length=config.context_length)
+async def serve(config: ServeConfig, source: Source, keys: frozenset[str], listener: socket.socket) -> int:
+    """Serve `source` until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to finish."""
+    card = describe_source(config, source)
     started = time.monotonic()
-    engine = Ct2Engine(
-        folder,
-        context_length=card.context_length,
-        device=config.device,
-        compute_type=config.compute_type,
-        threads=config.threads,
-        max_batch=config.max_batch,
-    )
+    engine = load_engine(config, source, card)
     log.info("model loaded in %.1f s", time.monotonic() - started)
     scheduler = Scheduler(engine, max_queue=config.max_queue)
     try:
-        served = assemble(config, folder, card, scheduler)
+        served = assemble(config, source.path, card, scheduler)
         # The page is a client like any other: with keys set it needs one, its own, made anew at each start.
         page_key = secrets.token_urlsafe(32) if keys else None
         digests = keys | {hash_key(page_key)} if page_key else keys
@@ -203,10 +198,12 @@ def _parser() -> argparse.ArgumentParser:
     option("--quantization", help="type to convert to when the model isn't converted yet (default: int8)")
     option("--host", help="address to listen on (default: 127.0.0.1, this machine only)")
     option("--port", type=int, help="port to listen on; 0 takes a free one (default: 8000)")
+    option("--engine", help="auto, ct2 or torch (default: torch for GPTQ folders, ct2 for everything else)")
     option("--device", help="auto, cpu or cuda (default: auto)")
     option(
         "--compute-type", help="CTranslate2 compute type (default: what the weights and the device suggest)"
     )
+    option("--dtype", help="torch's type: auto, float32, bfloat16 or float16 (default: as the weights are)")
     option("--threads", type=int, help="CPU threads per batch; 0: one per core (default: 0)")
     option(
         "--context-length", type=int, help="tokens of prompt and completion together (default: the model's)"

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,21 +27,40 @@ def prepare(config: ServeConfig) -> Path:
 
     Raises ModelError.
     """
+    return prepare_source(config).path
+
+
+def prepare_source(config: ServeConfig) -> Source:
+    """Like `prepare`, with what is known of the model: a CTranslate2 folder, or for the torch engine a
+    Hugging Face or GPTQ one. Raises ModelError."""
     store = Store()
     source = store.fetch(config.model, revision=config.revision)
-    if source.kind is Kind.CT2:
-        return source.path
-    if source.kind is Kind.GPTQ:
-        raise ModelError(
-            f"{source.path}: GPTQ checkpoints can't be served yet; serve the model it was made from"
-        )
+    if engine_of(config, source.kind) == "torch" or source.kind is Kind.CT2:
+        return source
     folder = store.converted(source, config.quantization)
-    if folder.is_dir():
-        return folder
-    with store.lock(folder.name):
-        if not folder.is_dir():  # another process may have made it while this one waited
-            _convert_apart(source, folder, config.quantization)
-    return folder
+    if not folder.is_dir():
+        with store.lock(folder.name):
+            if not folder.is_dir():  # another process may have made it while this one waited
+                _convert_apart(source, folder, config.quantization)
+    return replace(source, path=folder, kind=Kind.CT2)
+
+
+def engine_of(config: ServeConfig, kind: Kind) -> str:
+    """ "ct2" or "torch". Raises ModelError where the asked-for one can't run a model of this kind."""
+    if config.engine == "auto":
+        return "torch" if kind is Kind.GPTQ else "ct2"
+    if config.engine == "ct2" and kind is Kind.GPTQ:
+        raise ModelError(
+            f"{config.model}: CTranslate2 can't run GPTQ checkpoints; take --engine torch, or the model "
+            "it was made from"
+        )
+    if config.engine == "torch" and kind not in (Kind.HF, Kind.GPTQ):
+        raise ModelError(
+            f"{config.model}: the torch engine runs Hugging Face folders of safetensors and GPTQ ones, not a "
+            f"{kind} model; make such a folder with rrtf-convert (see rrtf-convert --help), or leave out "
+            "--engine torch"
+        )
+    return config.engine
 
 
 def _convert_apart(source: Source, folder: Path, quantization: str) -> None:

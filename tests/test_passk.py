@@ -148,7 +148,7 @@ def test_the_papers_numbers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--engine", "torch"), "--engine torch: not built yet"),
+        (("--dtype", "bfloat16"), "--dtype bfloat16: goes with --engine torch"),
         (("--engine", "gpu"), "--engine gpu: must be one of ct2, http, torch"),
         (("--engine", "http"), "--engine http needs --url"),
         (("--url", "http://x"), "--url needs --engine http"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, queue_full, shutting_down
@@ -56,6 +56,13 @@ class Piece:
     finish: Finish | None = None
 
 
+def _of_copy(sampling: Sampling, copy: int) -> Sampling:
+    """One seed for all would give the same text for all: each choice has its own, the first the one given."""
+    if sampling.seed is None or not copy:
+        return sampling
+    return replace(sampling, seed=sampling.seed + copy)
+
+
 def room(context: int, prompt: int, asked: int | None, default: int, path: FieldPath) -> int:
     """How many tokens may be generated after `prompt` tokens. A number that was asked for is kept or refused;
     the default shrinks to what the context leaves. Raises ApiError context_length_exceeded."""
@@ -80,9 +87,9 @@ class Generation:
         if not any(job.max_tokens):  # nothing to generate: echo alone
             return
         requests = [
-            Request(prompt, tokens, job.end_ids, job.sampling)
+            Request(prompt, tokens, job.end_ids, _of_copy(job.sampling, copy))
             for prompt, tokens in zip(job.prompts, job.max_tokens, strict=True)
-            for _ in range(job.copies)
+            for copy in range(job.copies)
         ]
         with refusals(("prompt",)):
             self._stream = served.scheduler.submit(requests)

@@ -2,6 +2,8 @@
 
 protocol   Engine, Batch, Request, Delta: the contract between the API and whatever runs the model
 ct2        CTranslate2 behind that contract;  ct2_batch  its batches
+torch      PyTorch behind that contract, a package of its own
+checks     what every engine refuses of a request;  cores  how many threads it takes
 logprobs   log-probabilities out of raw logits
 scheduler  one bounded queue in front of an engine;  stream  what a submitter gets from it
 

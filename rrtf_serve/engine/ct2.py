@@ -19,12 +19,13 @@ candidates.
 
 from __future__ import annotations
 
-import os
 import weakref
 from pathlib import Path
 
 import ctranslate2
 
+from rrtf_serve.engine.checks import check_ids, check_request
+from rrtf_serve.engine.cores import available_cores
 from rrtf_serve.engine.ct2_batch import (
     LOGITS_BYTES,
     PROMPT_SPREAD,
@@ -140,7 +141,7 @@ class Ct2Engine:
     def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
         """See Engine.score. Raises ValueError on a prompt longer than `max_scored_tokens`. Holds
         4 x vocabulary x len(prompt) bytes while it runs, and twice that at its peak with int8 weights."""
-        self._check_ids(prompt)
+        check_ids(prompt, len(self._vocabulary))
         longest = self._capabilities.max_scored_tokens
         if len(prompt) > longest:
             raise ValueError(f"the prompt has {len(prompt)} tokens; at most {longest} can be scored")
@@ -163,25 +164,12 @@ class Ct2Engine:
         """Stop what runs and free the model. Idempotent."""
         self._exit()
 
-    def _check_ids(self, ids: tuple[int, ...]) -> None:
-        if not ids:
-            raise ValueError("the prompt is empty: the model needs at least one token to start from")
-        size = len(self._vocabulary)
-        wrong = next((token for token in ids if not 0 <= token < size), None)
-        if wrong is not None:
-            raise ValueError(f"token id {wrong} is outside the vocabulary of {size} tokens")
-
     def _check(self, request: Request) -> None:
-        self._check_ids(request.prompt)
-        context = self._capabilities.max_context
-        if len(request.prompt) >= context:
-            raise ValueError(
-                f"the prompt has {len(request.prompt)} tokens, which leaves no room in a context of {context}"
-            )
-        if request.max_tokens < 1:
-            raise ValueError(f"max_tokens is {request.max_tokens}; it must be at least 1")
+        check_request(request, self._capabilities, len(self._vocabulary))
         sampling = request.sampling
-        _check_sampling(sampling, self._capabilities.max_logprobs)
+        for name in ("min_p", "seed", "presence_penalty", "frequency_penalty", "logit_bias"):
+            if getattr(sampling, name) != getattr(Sampling, name):
+                raise ValueError(f"{name} is set, but CTranslate2 has no such option")
         longest = steps_in_memory(sampling, len(self._vocabulary))
         if sampling.repetition_penalty != 1 and self._room(request) > longest:
             # The penalty counts what one call generated, so such a call can't be cut into legs.
@@ -198,28 +186,6 @@ class Ct2Engine:
         end_ids = frozenset(token for token in request.end_ids if 0 <= token < len(self._vocabulary))
         least = min(max(request.min_tokens, 0), left) if end_ids else 0
         return Row(number, list(request.prompt), left, least, end_ids)
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check_sampling(sampling: Sampling, max_logprobs: int) -> None:
-    # Comparisons are written so that NaN fails them.
-    if not 0 <= sampling.temperature < float("inf"):
-        raise ValueError(f"temperature is {sampling.temperature}; it must be 0 or more")
-    if not 0 <= sampling.top_p <= 1:
-        raise ValueError(f"top_p is {sampling.top_p}; it must be from 0 to 1")
-    if sampling.top_k < 0:
-        raise ValueError(f"top_k is {sampling.top_k}; it must be 0 (no limit) or more")
-    if not 0 < sampling.repetition_penalty < float("inf"):
-        raise ValueError(f"repetition_penalty is {sampling.repetition_penalty}; it must be above 0")
-    for name in ("min_p", "seed", "presence_penalty", "frequency_penalty", "logit_bias"):
-        if getattr(sampling, name) != getattr(Sampling, name):
-            raise ValueError(f"{name} is set, but CTranslate2 has no such option")
-    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= max_logprobs:
-        raise ValueError(f"logprobs is {sampling.logprobs}; it must be from 0 to {max_logprobs}")
 
 
 def _pick_device(device: str) -> str:

@@ -23,7 +23,7 @@ class EngineError(Exception):
 
 @dataclass(frozen=True)
 class Sampling:
-    """Options that all rows of one CTranslate2 batch share. temperature 0 is greedy decoding."""
+    """How a row's tokens are chosen. temperature 0 is greedy decoding."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -87,6 +87,7 @@ class Capabilities:
     logit_bias: bool = False
     min_p: bool = False
     admission: bool = False  # a request can join a running batch
+    mixed_sampling: bool = False  # rows of one batch may differ in their sampling
     max_batch_tokens: int = 16_384  # prompts and completions of all rows that run at once
     prompt_spread: int | None = None  # tokens by which prompts may differ and still run at once; None: any
 
@@ -107,8 +108,9 @@ class Engine(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def start(self, requests: list[Request]) -> Batch:
-        """Start rows with equal `sampling`. Raises ValueError on ids outside the vocabulary, an empty prompt,
-        a prompt that leaves no room in the context, or unequal sampling; EngineError once closed."""
+        """Start rows, with equal `sampling` unless the capabilities allow mixed. Raises ValueError on ids
+        outside the vocabulary, an empty prompt, a prompt that leaves no room in the context, or unequal
+        sampling; EngineError once closed."""
 
     def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
         """Log-probability of each prompt token after the first, given those before it.

@@ -5,8 +5,8 @@
     stream.cancel()                                # in a finally, for clients that went away
 
 Jobs run first come, first served. Jobs that wait behind the first one join its batch when their sampling is
-equal and the engine can run them at once; nobody joins a batch that runs already. A prefill can't be
-interrupted: a row cancelled during it is let go at its first token.
+equal (or the engine takes mixed) and the engine can run them at once; nobody joins a batch that runs already.
+A prefill can't be interrupted: a row cancelled during it is let go at its first token.
 """
 
 from __future__ import annotations
@@ -179,11 +179,12 @@ class Scheduler:
         if not first.alone:
             load = _Load(self._engine)
             load.add(first.requests)
+            mixed = self._engine.capabilities.mixed_sampling
             for work in list(self._queue):
                 if (
                     isinstance(work, _Job)
                     and not work.alone
-                    and work.requests[0].sampling == first.requests[0].sampling
+                    and (mixed or work.requests[0].sampling == first.requests[0].sampling)
                     and load.add(work.requests)
                 ):
                     self._queue.remove(work)

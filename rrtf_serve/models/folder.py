@@ -113,15 +113,18 @@ def describe(folder: Path, *, name: str, family: str | None, context_length: int
     naming the missing file or flag.
     """
     card = read_card(folder) or _foreign_card(folder, name, context_length)
+    return adjusted(card, family=family, context_length=context_length)
+
+
+def adjusted(card: Card, *, family: str | None, context_length: int | None) -> Card:
+    """The card with what the user says instead, where they say it. Raises ModelError naming the flag."""
     if context_length is not None:
         if card.context_length and context_length > card.context_length:
             raise ModelError(
                 f"--context-length {context_length}: the model takes at most {card.context_length} tokens"
             )
         card = replace(card, context_length=context_length)
-    if family is not None:
-        card = replace(card, family=family)
-    return card
+    return card if family is None else replace(card, family=family)
 
 
 def _foreign_card(folder: Path, name: str, context_length: int | None) -> Card:

@@ -120,10 +120,16 @@ class EngineSampler:
         self._prompts = prompts
         self._batch = max(1, min(batch, engine.capabilities.max_batch))
         self._described = described or {}
+        self._seeded = engine.capabilities.seed
 
     def settings(self) -> dict[str, Any]:
         spread = self._engine.capabilities.prompt_spread
-        return {"batch": self._batch, "prompt_spread": spread, "seeds_honoured": False, **self._described}
+        return {
+            "batch": self._batch,
+            "prompt_spread": spread,
+            "seeds_honoured": self._seeded,
+            **self._described,
+        }
 
     def provenance(self) -> dict[str, Any]:
         kept = {name: self._described[name] for name in _MOVING if name in self._described}
@@ -149,7 +155,7 @@ class EngineSampler:
             rows = order[start : start + self._batch]
             if done and all(at in done for at in rows):
                 continue
-            for at, response in self._run(rows, encoded, decoding):
+            for at, response in self._run(rows, [asks[row].index for row in rows], encoded, decoding):
                 if at not in done:
                     yield at, response
 
@@ -166,19 +172,35 @@ class EngineSampler:
             return ids, prompts.infill_end_ids, (*prompts.infill_stops, *prompt.stop)
         return prompts.completion(prompt.text), prompts.completion_end_ids, prompt.stop
 
+    def _sampling(self, decoding: Decoding, sample: int) -> Sampling:
+        seed = decoding.seed if self._seeded and decoding.temperature else None
+        return Sampling(
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            seed=None if seed is None else seed + sample,
+        )
+
     def _run(
         self,
         rows: list[int],
+        samples: list[int],
         encoded: list[tuple[list[int], frozenset[int], tuple[str, ...]]],
         decoding: Decoding,
     ) -> Iterator[tuple[int, Response]]:
-        sampling = Sampling(temperature=decoding.temperature, top_p=decoding.top_p)
         streams = [TextStream(self._tokenizer, encoded[at][2]) for at in rows]
         parts: list[list[str]] = [[] for _ in rows]
         counts = [0] * len(rows)
         ended = [False] * len(rows)
         batch = self._engine.start(
-            [Request(tuple(encoded[at][0]), decoding.max_tokens, encoded[at][1], sampling) for at in rows]
+            [
+                Request(
+                    tuple(encoded[at][0]),
+                    decoding.max_tokens,
+                    encoded[at][1],
+                    self._sampling(decoding, sample),
+                )
+                for at, sample in zip(rows, samples, strict=True)
+            ]
         )
         try:
             while deltas := batch.step():

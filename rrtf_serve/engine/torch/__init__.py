@@ -1,0 +1,15 @@
+"""PyTorch behind the Engine contract: plain Hugging Face folders and GPTQ checkpoints, on CPU and CUDA.
+
+engine      TorchEngine: what is asked of the outside
+batch       rows that decode together, and who enters and leaves at which step
+rows        one row: what it was asked, what it has made, when it ends
+choice      the next token of each row out of logits, and log-probabilities
+decoder     one forward pass of a transformers model over slots
+attention   what transformers' attention layers call: writes keys and values into slots, reads them back
+slots       where keys and values live: one slot per row
+checkpoint  a folder loaded as a transformers model
+
+Imported only when this engine is asked for: torch and transformers are no part of the base install.
+"""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")  # auto: as stored, see checkpoint.pick_dtype

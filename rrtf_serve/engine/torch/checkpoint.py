@@ -1,0 +1,177 @@
+"""A Hugging Face folder loaded as a transformers model, with the attention of this engine.
+
+Read are safetensors only; no code of the folder runs. GPTQ folders are read by gptqmodel, which brings the
+kernels too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from rrtf_serve.engine.cores import available_cores
+from rrtf_serve.engine.torch import DTYPES, attention
+from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.records import Record
+from rrtf_serve.models.source import Kind, detect_kind
+
+ARCHITECTURES = ("gpt_bigcode", "llama", "qwen2", "starcoder2")
+
+
+def pick_device(device: str) -> torch.device:
+    """Raises ValueError naming the flag where this machine has no such device."""
+    if device not in {"auto", "cpu", "cuda"}:
+        raise ValueError(f"--device {device}: choose cpu, cuda or auto")
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise ValueError(
+            "--device cuda: torch finds no CUDA device on this machine (or is a CPU build); use cpu or auto"
+        )
+    return torch.device("cuda" if found and device != "cpu" else "cpu")
+
+
+def pick_dtype(dtype: str, stored: str, device: torch.device) -> torch.dtype:
+    """`stored`: the type that config.json names, or "". auto: as stored, but no float16 on a CPU, where it is
+    slow: bfloat16 then. Raises ValueError naming the flag."""
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype}: choose {', '.join(DTYPES)}")
+    name = (stored if stored in DTYPES[1:] else "float32") if dtype == "auto" else dtype
+    if dtype == "auto" and name == "float16" and device.type == "cpu":
+        name = "bfloat16"
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
+    """The model in evaluation mode on `device`.
+
+    Raises ModelError on an architecture that isn't read, missing or damaged weights, too little memory, and a
+    GPTQ folder without gptqmodel; ValueError naming a wrong flag.
+    """
+    config = Record.read(folder / "config.json")
+    model_type = config.text("model_type")
+    if model_type not in ARCHITECTURES:
+        raise ModelError(
+            f"{config.path}: model_type {model_type!r} can't be run by the torch engine; "
+            f"known: {', '.join(ARCHITECTURES)}"
+        )
+    kind = detect_kind(folder)
+    attention.register()
+    # transformers 5 writes dtype, older ones torch_dtype.
+    stored = config.text("dtype") or config.text("torch_dtype")
+    wanted = pick_dtype(dtype, stored, device)
+    try:
+        if kind is Kind.GPTQ:
+            model = _load_gptq(folder, device)
+        elif kind is Kind.HF:
+            model = _load_plain(folder, device, wanted)
+        else:
+            raise ModelError(f"{folder}: a {kind} folder; the torch engine reads Hugging Face folders")
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _too_large(folder, device, wanted) from error
+    except (OSError, ValueError, KeyError, AssertionError, SafetensorError) as error:
+        raise ModelError(f"{folder}: can't be loaded ({error})") from error
+    except RuntimeError as error:
+        if "alloc" in str(error):
+            raise _too_large(folder, device, wanted) from error
+        raise ModelError(f"{folder}: can't be loaded ({error})") from error
+    model.set_attn_implementation(attention.NAME)
+    return model.eval()
+
+
+def weights_bytes(model: Any) -> int:
+    """Bytes of parameters and buffers, a tied matrix counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def _load_plain(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    causal: Any = transformers.AutoModelForCausalLM
+    with _quiet():
+        model, found = causal.from_pretrained(
+            folder,
+            dtype=dtype,
+            # Straight to the device: through the CPU's memory a model would have to fit there too.
+            device_map={"": device} if device.type == "cuda" else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            attn_implementation=attention.NAME,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    # transformers makes up at random what is missing or doesn't fit, and only warns.
+    missing = sorted(found["missing_keys"])
+    misshapen = sorted(name if isinstance(name, str) else name[0] for name in found["mismatched_keys"])
+    for names, what in ((missing, "missing"), (misshapen, "of another shape than config.json says")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelError(
+                f"{folder}: tensor {names[0]}{more} is {what}; the folder is incomplete, fetch it again"
+            )
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report on tensors, which are checked here, and without a bar in a log file."""
+    reports: Any = transformers.utils.logging
+    before = reports.get_verbosity()
+    reports.set_verbosity_error()
+    if not sys.stderr.isatty():
+        reports.disable_progress_bar()
+    try:
+        yield
+    finally:
+        reports.set_verbosity(before)
+
+
+def _load_gptq(folder: Path, device: torch.device) -> Any:
+    # Its pool of loaders asks for two workers and fails where the machine would give it one.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, available_cores())))
+    try:
+        # It reports on stdout, which belongs to what the server has to say.
+        with redirect_stdout(sys.stderr):
+            import gptqmodel  # noqa: PLC0415 - optional, and takes seconds to import
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{folder}: is a GPTQ checkpoint, and gptqmodel, which runs them, is not installed "
+            f"({error.name} is missing): pip install gptqmodel"
+        ) from error
+    whole = _groups_are_whole(folder)
+    backend = gptqmodel.BACKEND.AUTO if whole or device.type != "cpu" else gptqmodel.BACKEND.GPTQ_TORCH
+    with redirect_stdout(sys.stderr):
+        wrapped = gptqmodel.GPTQModel.load(
+            str(folder), device=str(device), backend=backend, trust_remote_code=False
+        )
+    return wrapped.model
+
+
+def _groups_are_whole(folder: Path) -> bool:
+    """Whether each matrix is a whole number of groups wide. gptqmodel takes its fast kernel for CPUs without
+    looking, and that fails on others at the first token."""
+    config = Record.read(folder / "config.json")
+    record = config.record("quantization_config")
+    if not record.values:
+        record = Record.read_if_there(folder / "quantize_config.json")
+    group = record.values.get("group_size", -1)
+    names = ("hidden_size", "intermediate_size", "n_embd", "n_inner")
+    widths = [width for name in names if (width := config.optional_count(name)) is not None]
+    return isinstance(group, int) and (group < 1 or all(width % group == 0 for width in widths))
+
+
+def _too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> ModelError:
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return ModelError(
+        f"{folder}: does not fit into the memory of this machine's {device.type} (its files hold "
+        f"{size / 1e9:.1f} GB, loaded as {str(dtype).removeprefix('torch.')}); take --dtype bfloat16, a GPTQ "
+        "or CTranslate2 int8 conversion, or a smaller model"
+    )
