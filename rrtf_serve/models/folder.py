@@ -12,6 +12,7 @@ chat_template.jinja where they lie, and what is still unknown must be said on th
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -55,7 +56,16 @@ class Card:
 
 
 def write_card(card: Card, folder: Path) -> None:
-    (folder / "rrtf.json").write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    """Write the folder's card, whole or not at all: a card that is there stays until the new one is."""
+    fresh = folder / f".rrtf.json.{os.getpid()}"
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(folder / "rrtf.json")
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def read_card(folder: Path) -> Card | None:
