@@ -6,6 +6,7 @@ CTranslate2's own loaders (ctranslate2.converters.transformers); it has none for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from ctranslate2.specs import attention_spec, common_spec, transformer_spec
 
+from convert.families import FAMILIES, Family
 from convert.sources import FloatArray, StoredType, TensorSource
 from rrtf_serve.models.errors import ModelError
 
@@ -27,83 +29,8 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": common_spec.Activation.GELUTanh,
 }
 _LINEAR = attention_spec.RotaryScalingType.Linear
+_BY_FREQUENCY = attention_spec.RotaryScalingType.Su
 _TIE_SAMPLE = 1024  # rows compared to find out whether two stored copies are one matrix
-
-
-@dataclass(frozen=True)
-class Family:
-    """`norm_bias`: LayerNorm with bias, else RMSNorm. `rotary`: rotary positions, else learned ones."""
-
-    names: dict[str, dict[str, str]]  # naming -> role -> tensor name without .weight/.bias; {} is the layer
-    gated: bool
-    norm_bias: bool
-    rotary: bool
-    interleaved_in_gguf: bool = False  # query and key rows stored for interleaved rotary positions
-
-
-_GGUF_NAMES = {
-    "embedding": "token_embd",
-    "positions": "position_embd",
-    "final_norm": "output_norm",
-    "output": "output",
-    "attention_norm": "blk.{}.attn_norm",
-    "q": "blk.{}.attn_q",
-    "k": "blk.{}.attn_k",
-    "v": "blk.{}.attn_v",
-    "qkv": "blk.{}.attn_qkv",
-    "o": "blk.{}.attn_output",
-    "ffn_norm": "blk.{}.ffn_norm",
-    "gate": "blk.{}.ffn_gate",
-    "up": "blk.{}.ffn_up",
-    "down": "blk.{}.ffn_down",
-}
-_LLAMA_NAMES = {
-    "embedding": "model.embed_tokens",
-    "final_norm": "model.norm",
-    "output": "lm_head",
-    "attention_norm": "model.layers.{}.input_layernorm",
-    "q": "model.layers.{}.self_attn.q_proj",
-    "k": "model.layers.{}.self_attn.k_proj",
-    "v": "model.layers.{}.self_attn.v_proj",
-    "o": "model.layers.{}.self_attn.o_proj",
-    "ffn_norm": "model.layers.{}.post_attention_layernorm",
-    "gate": "model.layers.{}.mlp.gate_proj",
-    "up": "model.layers.{}.mlp.up_proj",
-    "down": "model.layers.{}.mlp.down_proj",
-}
-_STARCODER2_NAMES = _LLAMA_NAMES | {
-    "up": "model.layers.{}.mlp.c_fc",
-    "down": "model.layers.{}.mlp.c_proj",
-}
-_BIGCODE_NAMES = {
-    "embedding": "transformer.wte",
-    "positions": "transformer.wpe",
-    "final_norm": "transformer.ln_f",
-    "output": "lm_head",
-    "attention_norm": "transformer.h.{}.ln_1",
-    "qkv": "transformer.h.{}.attn.c_attn",
-    "o": "transformer.h.{}.attn.c_proj",
-    "ffn_norm": "transformer.h.{}.ln_2",
-    "up": "transformer.h.{}.mlp.c_fc",
-    "down": "transformer.h.{}.mlp.c_proj",
-}
-
-FAMILIES = {
-    "llama": Family(
-        {"gguf": _GGUF_NAMES, "hf": _LLAMA_NAMES},
-        gated=True,
-        norm_bias=False,
-        rotary=True,
-        interleaved_in_gguf=True,
-    ),
-    "qwen2": Family({"gguf": _GGUF_NAMES, "hf": _LLAMA_NAMES}, gated=True, norm_bias=False, rotary=True),
-    "starcoder": Family(
-        {"gguf": _GGUF_NAMES, "hf": _BIGCODE_NAMES}, gated=False, norm_bias=True, rotary=False
-    ),
-    "starcoder2": Family(
-        {"gguf": _GGUF_NAMES, "hf": _STARCODER2_NAMES}, gated=False, norm_bias=True, rotary=True
-    ),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +119,10 @@ class _Layout:
         context_length = config.context_length
         if self.family.rotary:
             # Up to its length a window hides nothing, so without one the model is exactly itself until there.
-            context_length = min(context_length, config.sliding_window or context_length)
+            longest = config.rope_scaling.longest if config.rope_scaling else 0
+            context_length = min(
+                context_length, config.sliding_window or context_length, longest or context_length
+            )
         else:
             positions = f"{names['positions']}.weight"
             context_length = min(context_length, self._rows(positions))
@@ -214,15 +144,18 @@ class _Layout:
         options: dict[str, Any] = {}
         if self.family.rotary:
             scaling = config.rope_scaling
+            kind = (_BY_FREQUENCY if scaling.divisors else _LINEAR) if scaling else None
             options = {
-                "rotary_dim": 0,
+                # 0 is all of a head; the number itself is what CTranslate2's converter writes for Qwen3.
+                "rotary_dim": config.head_dim if self.family.head_norms else 0,
                 "rotary_interleave": False,
                 "rotary_base": config.rope_theta,
                 "num_heads_kv": config.kv_heads if config.kv_heads != config.heads else None,
-                "rotary_scaling_type": _LINEAR if scaling else None,
+                "rotary_scaling_type": kind,
                 "rotary_scaling_factor": scaling.factor if scaling else 1,
+                "qk_norm": self.family.head_norms,
             }
-            if config.head_dim * config.heads != config.hidden:
+            if self.family.head_dim_stated or config.head_dim * config.heads != config.hidden:
                 options["head_dim"] = config.head_dim
         elif config.multi_query:
             options = {"multi_query_attention": True}
@@ -243,8 +176,12 @@ class _Layout:
         self._norm(attention.layer_norm, name["attention_norm"])
         self._norm(ffn.layer_norm, name["ffn_norm"])
         q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        if self.family.head_norms:
+            attention.q_norm.gamma = self._vector(f"{name['q_norm']}.weight", config.head_dim)
+            attention.k_norm.gamma = self._vector(f"{name['k_norm']}.weight", config.head_dim)
+        self._scale_rotary(attention)
         if "qkv" in name and f"{name['qkv']}.weight" in self.source.names:
-            order = self._per_head_order() if config.naming == "hf" else None
+            order = self._per_head_order() if config.naming == "hf" and not self.family.rotary else None
             self._linear(attention.linear[0], [(name["qkv"], q_rows + 2 * kv_rows, order)], config.hidden)
         else:
             # Before their orders are made, which are as long as the configuration says.
@@ -257,12 +194,37 @@ class _Layout:
             ]
             self._linear(attention.linear[0], parts, config.hidden)
         self._linear(attention.linear[1], [(name["o"], config.hidden, None)], q_rows)
-        if self.family.gated:
+        if "gate_up" in name:
+            for part, target in enumerate((ffn.linear_0, ffn.linear_0_noact)):
+                self._half(target, name["gate_up"], part)
+        elif self.family.gated:
             self._linear(ffn.linear_0, [(name["gate"], config.ffn, None)], config.hidden)
             self._linear(ffn.linear_0_noact, [(name["up"], config.ffn, None)], config.hidden)
         else:
             self._linear(ffn.linear_0, [(name["up"], config.ffn, None)], config.hidden)
         self._linear(ffn.linear_1, [(name["down"], config.hidden, None)], config.ffn)
+
+    def _scale_rotary(self, attention: Any) -> None:
+        config, scaling = self.config, self.config.rope_scaling
+        if scaling is None or not scaling.divisors:
+            return
+        if len(scaling.divisors) != config.head_dim // 2:
+            raise ModelError(
+                f"{self.source.path}: the rotary scaling has {len(scaling.divisors)} divisors, "
+                f"a head {config.head_dim // 2} frequencies"
+            )
+        divisors = np.array(scaling.divisors, np.float32)
+        # CTranslate2 takes the long table past original_max_position_embeddings, which stays unset.
+        attention.rotary_scaling_long_factor = attention.rotary_scaling_short_factor = divisors
+        if scaling.attention_scale != 1:
+            attention.queries_scale = np.float32(scaling.attention_scale / math.sqrt(config.head_dim))
+
+    def _half(self, target: Any, name: str, part: int) -> None:
+        """The first or second half of the rows of a stored matrix, as the gate or the up projection."""
+        ffn, columns = self.config.ffn, self.config.hidden
+        self._expect(f"{name}.weight", (2 * ffn, columns))
+        rows = np.arange(part * ffn, (part + 1) * ffn, dtype=np.intp)
+        target.weight = self._weight((Part(f"{name}.weight", ffn, rows),), columns)
 
     def _rotary_order(self, heads: int) -> npt.NDArray[np.intp] | None:
         """Row order that turns GGUF's interleaved rotary pairs into the halves that CTranslate2 rotates.

@@ -23,7 +23,7 @@ from rrtf_serve.models.folder import QUANTIZATIONS
 # The families that CTranslate2 has a converter for, and every type that weights are stored in.
 STORED = (
     ("llama", "float32"), ("llama-biased", "float16"), ("qwen2", "float32"), ("qwen2", "bfloat16"),
-    ("starcoder", "float32"), ("starcoder", "float16"),
+    ("starcoder", "float32"), ("starcoder", "float16"), ("mistral", "float32"), ("qwen3", "bfloat16"),
 )  # fmt: skip
 
 
