@@ -1,8 +1,8 @@
 """Rotary positions that were stretched: what each frequency is divided by, and what that does to attention.
 
 Every scaling that Hugging Face knows and that does not change while a text grows is one table of divisors,
-one per pair of dimensions, and one number that attention scores are multiplied by. CTranslate2 takes both (its
-"su" scaling and its queries' scale), where its own fields for Llama 3.1 are not filled in by its converter.
+one per pair of dimensions, and one number that attention scores are multiplied by. CTranslate2 takes both
+(its "su" scaling and its queries' scale); its fields for Llama 3.1 are not filled in by its own converter.
 
 Llama 3.1: https://github.com/meta-llama/llama-models, models/llama3/reference_impl; YaRN: arXiv 2309.00071,
 sections 3.2 and 3.4; LongRoPE: arXiv 2402.13753. Key names are those of transformers' modeling_rope_utils.
