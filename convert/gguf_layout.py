@@ -54,7 +54,8 @@ def check_writable(source: TensorSource) -> None:
             f"{source.path}: a {config.architecture} model can't be written as GGUF here; "
             f"known: {', '.join(sorted(known))}"
         )
-    if config.rope_scaling and config.rope_scaling.divisors:
+    # A GGUF file that has the table keeps it among its tensors.
+    if config.naming == "hf" and config.rope_scaling and config.rope_scaling.divisors:
         raise ModelError(
             f"{source.path}: its rotary positions are stretched by a table, which is not written here; use "
             "llama.cpp's own converter"
