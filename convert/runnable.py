@@ -160,6 +160,7 @@ def loaded(
         raise ModelError(
             f"{source.path}: CTranslate2 can't load it on {device} as {compute_type} ({error})"
         ) from error
+    trim_memory()  # loading leaves a second copy of the weights with the allocator
     runnable = Runnable(source.path, folder, generator)
     try:
         yield runnable
