@@ -13,7 +13,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"`{report['command']}`",
         "",
         f"Base of every figure: {report['base']} (SHA-256 {report['source_sha256'][:12]}…), run in float32. "
-        "A quantisation to few bits of weights that were quantised before includes the cost of doing so twice.",
+        "Where it was quantised already, the cost of a variant includes doing so again.",
         "",
         *_parity(report),
     ]

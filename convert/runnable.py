@@ -28,7 +28,7 @@ from rrtf_serve.models.folder import Card, read_card
 from rrtf_serve.models.source import Kind, Source, read_json
 from rrtf_serve.models.tokens import Tokenizer
 
-_GREEDY_BATCH = 8
+_GREEDY_BATCH = 16
 DEVICES = ("cpu", "cuda", "auto")
 
 
