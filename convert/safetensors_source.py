@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.hf_config import read_config
-from convert.sources import DataFile, FloatArray, StoredType, missing
+from convert.sources import DataFile, FloatArray, ModelConfig, StoredType, missing
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.records import Record
 
@@ -101,11 +101,14 @@ class SafetensorsFile:
 
 
 class SafetensorsSource:
-    """A Hugging Face folder as a TensorSource. Raises ModelError on an absent, damaged or cut-short shard."""
+    """A Hugging Face folder as a TensorSource. Raises ModelError on an absent, damaged or cut-short shard.
 
-    def __init__(self, path: Path) -> None:
+    `config` replaces what config.json says, for folders that it describes in another way.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig | None = None) -> None:
         self.path = path
-        self.config = read_config(Record.read(path / "config.json"))
+        self.config = config or read_config(Record.read(path / "config.json"))
         self._files: dict[Path, SafetensorsFile] = {}
         self._places: dict[str, SafetensorsFile] = {}
         try:
@@ -120,23 +123,24 @@ class SafetensorsSource:
         return self._places.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._entry(name).shape
+        return self.entry(name).shape
 
     def stored_type(self, name: str) -> StoredType:
-        return _STORED.get(self._entry(name).dtype, "float32")
+        return _STORED.get(self.entry(name).dtype, "float32")
 
     def precision(self, name: str) -> float:
-        return float(8 * _WIDTHS.get(self._entry(name).dtype, 4))
+        return float(8 * _WIDTHS.get(self.entry(name).dtype, 4))
 
     def rows(self, name: str, start: int, stop: int) -> FloatArray:
-        self._entry(name)
+        self.entry(name)
         return self._places[name].rows(name, start, stop)
 
     def close(self) -> None:
         for file in self._files.values():
             file.file.close()
 
-    def _entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> Entry:
+        """Type, shape and place of a tensor of any type. Raises ModelError when there is none."""
         if name not in self._places:
             raise missing(self, name)
         return self._places[name].entries[name]
@@ -144,6 +148,8 @@ class SafetensorsSource:
     def _open(self) -> None:
         index = self.path / "model.safetensors.index.json"
         single = self.path / "model.safetensors"
+        if not single.is_file() and len(found := list(self.path.glob("*.safetensors"))) == 1:
+            single = found[0]  # AutoGPTQ names the file after its settings
         if index.is_file():
             weight_map = Record.read(index).record("weight_map").values
             for name, shard in weight_map.items():
@@ -160,9 +166,9 @@ class SafetensorsSource:
             self._places = dict.fromkeys(file.entries, file)
         else:
             pickled = sorted(path.name for path in self.path.glob("*.bin"))
-            found = f" {', '.join(pickled)} can run code when loaded and is not read;" if pickled else ""
+            seen = f" {', '.join(pickled)} can run code when loaded and is not read;" if pickled else ""
             raise ModelError(
-                f"{self.path}: no model.safetensors and no model.safetensors.index.json;{found} "
+                f"{self.path}: no model.safetensors and no model.safetensors.index.json;{seen} "
                 "save the model as safetensors"
             )
 

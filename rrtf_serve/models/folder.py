@@ -45,6 +45,7 @@ class Card:
     add_bos: bool = False
     end_tokens: list[str] = field(default_factory=list)  # generation ends at any of these
     chat_template: str = ""  # untrusted jinja2 text; empty: the family's own format
+    recipe: dict[str, Any] | None = None  # how a calibrated quantisation was made: settings, calibration data
     parity: dict[str, Any] | None = None  # filled by `rrtf-convert verify`
     format: int = CARD_FORMAT
 
