@@ -85,13 +85,18 @@ def specify(source: TensorSource) -> Specification:
 
     Raises ModelError naming what is missing, misshapen or not supported.
     """
+    return _Layout(source, known_family(source)).specification()
+
+
+def known_family(source: TensorSource) -> Family:
+    """The table of the source's family. Raises ModelError listing what is known."""
     config = source.config
-    if config.architecture not in FAMILIES:
+    if config.architecture not in FAMILIES or config.naming not in FAMILIES[config.architecture].names:
         raise ModelError(
             f"{source.path}: architecture {config.architecture!r} can't be converted; "
             f"known: {', '.join(sorted(FAMILIES))}"
         )
-    return _Layout(source, FAMILIES[config.architecture]).specification()
+    return FAMILIES[config.architecture]
 
 
 class _Layout:
@@ -109,7 +114,7 @@ class _Layout:
         spec = self._empty_spec()
         decoder = spec.decoder
         decoder.scale_embeddings = False
-        embedding, output = self._embedding_and_output()
+        embedding, output = tied_matrix(self.source, names)
         vocabulary_size = self._rows(embedding)
         decoder.embeddings.weight = self._matrix(embedding, vocabulary_size, config.hidden)
         decoder.projection.weight = self._matrix(output, vocabulary_size, config.hidden)
@@ -227,14 +232,9 @@ class _Layout:
         target.weight = self._weight((Part(f"{name}.weight", ffn, rows),), columns)
 
     def _rotary_order(self, heads: int) -> npt.NDArray[np.intp] | None:
-        """Row order that turns GGUF's interleaved rotary pairs into the halves that CTranslate2 rotates.
-
-        In a head, the file's row 2i + j is the original's row j * head_dim / 2 + i.
-        """
         if self.config.naming != "gguf" or not self.family.interleaved_in_gguf:
             return None
-        rows = np.arange(heads * self.config.head_dim, dtype=np.intp)
-        return rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+        return rotary_order(heads, self.config.head_dim)
 
     def _per_head_order(self) -> npt.NDArray[np.intp] | None:
         """GPTBigCode without multi-query attention keeps q, k and v of one head together; split them."""
@@ -295,20 +295,30 @@ class _Layout:
                 f"{self.source.path}: tensor {name} has the shape {found}, the configuration says {shape}"
             )
 
-    def _embedding_and_output(self) -> tuple[str, str]:
-        """The tensors to use as embedding and output matrix: one name twice when the model ties them.
 
-        The source's word counts where it gives one. GGUF gives none: a model without an output matrix is
-        tied, and one with two copies of the same matrix too (see `nearly_equal`); the more precise copy then
-        serves as both.
-        """
-        embedding, output = f"{self.names['embedding']}.weight", f"{self.names['output']}.weight"
-        if output not in self.source.names or self.config.tied:
-            return embedding, embedding
-        if self.config.tied is None and nearly_equal(self.source, embedding, output):
-            better = max(embedding, output, key=self.source.precision)
-            return better, better
-        return embedding, output
+def rotary_order(heads: int, head_dim: int) -> npt.NDArray[np.intp]:
+    """Row order that turns GGUF's interleaved rotary pairs into halves, as everybody else stores them.
+
+    In a head, the file's row 2i + j is the original's row j * head_dim / 2 + i.
+    """
+    rows = np.arange(heads * head_dim, dtype=np.intp)
+    return rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+
+def tied_matrix(source: TensorSource, names: dict[str, str]) -> tuple[str, str]:
+    """The tensors to use as embedding and output matrix: one name twice when the model ties them.
+
+    The source's word counts where it gives one. GGUF gives none: a model without an output matrix is tied,
+    and one with two copies of the same matrix too (see `nearly_equal`); the more precise copy then serves as
+    both. `names` is the family's table in the source's naming.
+    """
+    embedding, output = f"{names['embedding']}.weight", f"{names['output']}.weight"
+    if output not in source.names or source.config.tied:
+        return embedding, embedding
+    if source.config.tied is None and nearly_equal(source, embedding, output):
+        better = max(embedding, output, key=source.precision)
+        return better, better
+    return embedding, output
 
 
 def relative_difference(source: TensorSource, first: str, second: str) -> float:

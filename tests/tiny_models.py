@@ -142,7 +142,12 @@ def weights(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def write_gguf(
-    path: Path, folder: Path, *, types: dict[str, Type] | None = None, extra: dict[str, Any] | None = None
+    path: Path,
+    folder: Path,
+    *,
+    types: dict[str, Type] | None = None,
+    extra: dict[str, Any] | None = None,
+    add_bos: bool = False,
 ) -> Path:
     """The GGUF file of a folder. `types` quantises tensors by GGUF name; `extra` adds or replaces some."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -151,6 +156,7 @@ def write_gguf(
     )
     writer = gguf.GGUFWriter(path, architecture)
     _write_fields(writer, config, architecture)
+    writer.add_add_bos_token(add_bos)
     tensors = {_gguf_name(name): value for name, value in weights(folder).items()} | (extra or {})
     for name, value in tensors.items():
         kind = (types or {}).get(name, Type.F32)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from dataclasses import asdict
 
-from convert.commands.options import Commands, add_output, add_report, add_source, make_parser
-from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.folder import QUANTIZATIONS, read_card
+from convert.commands.options import Commands, add_output, add_report, add_source, make_parser, report_folder
+from rrtf_serve.models.folder import QUANTIZATIONS
 from rrtf_serve.models.store import Store
 
 _EXAMPLES = """\
@@ -45,25 +41,15 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from convert.ct2 import convert  # noqa: PLC0415  # slow to import, and --help doesn't need it
 
-    started = time.monotonic()
     progress = not arguments.quiet
     source = Store(arguments.home).fetch(arguments.source, revision=arguments.revision, progress=progress)
-    folder = convert(
-        source,
-        arguments.output,
-        quantization=arguments.quantization,
-        progress=progress,
-        force=arguments.force,
+    return report_folder(
+        arguments,
+        lambda: convert(
+            source,
+            arguments.output,
+            quantization=arguments.quantization,
+            progress=progress,
+            force=arguments.force,
+        ),
     )
-    seconds = time.monotonic() - started
-    card = read_card(folder)
-    if card is None:
-        raise ModelError(f"{folder}: has no card (rrtf.json); something removed it, convert again")
-    if arguments.json:
-        print(json.dumps({"folder": str(folder), "seconds": round(seconds, 1), "card": asdict(card)}))
-    else:
-        print(
-            f"{folder}: {card.name} ({card.architecture}) as {card.quantization}, "
-            f"{card.size_bytes / 1e6:,.0f} MB, {seconds:.0f} s"
-        )
-    return 0
