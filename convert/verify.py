@@ -137,15 +137,16 @@ class Reference:
             ) as runnable:
                 yield cls(source, runnable, options, folder, progress)
 
-    def compare(self, destination: Source) -> Verification:
-        """Measure `destination` against this reference. Raises as `verify` does."""
+    def compare(self, destination: Source, *, compute_type: str = "") -> Verification:
+        """Measure `destination` against this reference, by default in the options' compute type. Raises as
+        `verify` does."""
         options = self.options
         planned = plan_run(destination, "float32", options.device)
         with loaded(
             planned,
             self._folder / "model",
             device=options.device,
-            compute_type=options.compute_type,
+            compute_type=compute_type or options.compute_type,
             threads=options.threads,
             progress=self.progress,
         ) as model:
