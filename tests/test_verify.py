@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_gptq import write_gptq
 from tiny_models import write_gguf, write_hf, write_tokenizer
 
 import convert.verify
@@ -265,3 +266,25 @@ def test_a_vocabulary_of_another_size_is_refused(source: Source, store: Store, t
     write_tokenizer(folder)
     with pytest.raises(ModelError, match=r"has 136 rows in its vocabulary, .* has 128"):
         verify(source, store.fetch(str(folder)), SMALL, progress=False)
+
+
+def test_a_gptq_folder_is_measured_by_its_exact_weights(
+    model: Path, source: Source, store: Store, tmp_path: Path
+) -> None:
+    """The same figures as for a plain folder that holds the dequantised weights."""
+    from safetensors.numpy import save_file
+
+    from convert.gptq_source import GptqSource
+
+    folder = write_gptq(tmp_path / "gptq", model, bits=4, shuffled=True)
+    plain = tmp_path / "plain"
+    shutil.copytree(model, plain)
+    packed = GptqSource(folder)
+    tensors = {name: packed.rows(name, 0, packed.shape(name)[0]) for name in packed.names}
+    packed.close()
+    save_file(tensors, plain / "model.safetensors", metadata={"format": "pt"})
+    found = [verify(source, store.fetch(str(each)), SMALL, progress=False) for each in (folder, plain)]
+    assert found[0].parity == found[1].parity
+    assert [each.variant for each in found] == ["gptq-4bit", ""]
+    assert found[0].record["weights"] == "exact, written as float32"
+    assert found[0].parity.mean_kl.value > 0.001
