@@ -32,13 +32,14 @@ from convert.ct2 import convert
 from convert.gguf_metadata import read_metadata
 from convert.runnable import quantization_of
 from convert.verify import Options, Reference
-from rrtf_serve.models.folder import QUANTIZATIONS
+from rrtf_serve.models.folder import QUANTIZATIONS, read_card
 from rrtf_serve.models.inventory import size_of
 from rrtf_serve.models.records import Record
 from rrtf_serve.models.source import Kind, Source
 from rrtf_serve.models.store import Store
 
-# ru_maxrss is in KiB on Linux and in bytes on macOS.
+# Linux keeps ru_maxrss across exec, so that a child would show its parent's peak: VmHWM is its own. Elsewhere
+# ru_maxrss has to do; it is in bytes on macOS.
 _CHILD = """
 import json, resource, sys, time
 from pathlib import Path
@@ -50,7 +51,12 @@ source = Store().fetch(spec, progress=False)
 started = time.monotonic()
 convert(source, Path(folder), quantization=quantization, progress=False, force=True)
 seconds = time.monotonic() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+status = Path("/proc/self/status")
+if status.is_file():
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    peak = 1024 * int(line.split()[1])
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
 """
 
@@ -191,15 +197,15 @@ def _place(config: VariantsConfig, variant: Variant) -> Iterator[Path]:
 
 
 def _conversion(config: VariantsConfig, variant: Variant, folder: Path) -> dict[str, Any]:
-    """Time and peak memory of the conversion, run here in a process of its own, or as noted beside a folder
-    (FOLDER.json: seconds, peak_rss_bytes); size in bytes."""
+    """Time and peak memory of the conversion, run here in a process of its own, or as a folder's card has
+    them (GPTQ's recipe); size in bytes."""
     if variant.folder is not None:
-        noted = folder.with_name(f"{folder.name}.json")
-        record = json.loads(noted.read_text("utf-8")) if noted.is_file() else {}
+        card = read_card(folder) if folder.is_dir() else None
+        recipe = card.recipe if card and card.recipe else {}
         return {
-            "seconds": record.get("seconds"),
-            "peak_bytes": record.get("peak_rss_bytes"),
-            "calibration": record.get("calibration"),
+            "seconds": recipe.get("seconds"),
+            "peak_bytes": recipe.get("peak_rss_bytes"),
+            "recipe": recipe,
             "size_bytes": size_of(folder),
         }
     command = [sys.executable, "-c", _CHILD, config.model, variant.name, str(folder)]

@@ -33,7 +33,7 @@ from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import QUANTIZATIONS, read_card, write_card
 from rrtf_serve.models.source import Source
 
-_FIXED_MEMORY = 400 << 20  # interpreter, libraries, tokenizers and CTranslate2's own buffers
+_FIXED_MEMORY = 300 << 20  # interpreter, libraries, tokenizers and CTranslate2's own buffers
 # Arrays of (positions, vocabulary) in float32 at the peak: both results, and a result while it is made.
 _OUTPUTS = 3
 
@@ -244,7 +244,10 @@ def _check_room(plans: list[Plan], scratch: Path, options: Options) -> None:
     disk = sum(planned.scratch_bytes for planned in plans)
     # 200,000 is more than any known vocabulary of a code model; the true one is known only once it is read.
     outputs = _OUTPUTS * 4 * options.length * 200_000
-    memory = sum(planned.weights_bytes for planned in plans) + outputs + _FIXED_MEMORY
+    # One after the other: what is loaded stays while the next one is loaded.
+    loaded_before = [sum(planned.loaded_bytes for planned in plans[:at]) for at in range(len(plans) + 1)]
+    loading = [each.loading_bytes + before for each, before in zip(plans, loaded_before, strict=False)]
+    memory = max(*loading, loaded_before[-1] + outputs) + _FIXED_MEMORY
     where = "GPU and main memory together" if options.device == "cuda" else "memory"
     logger.info(
         "Needs about %s of %s, and %s of disk in %s meanwhile.",

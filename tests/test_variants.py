@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from benchmarks.judge import SandboxOptions
 from benchmarks.variants import VariantsConfig, base_of, measure_variants
 from benchmarks.variants_table import markdown
 from convert.ct2 import convert
+from rrtf_serve.models.folder import read_card, write_card
 from rrtf_serve.models.source import Kind, Source
 
 
@@ -35,7 +36,9 @@ def config(model: Path, output: Path, **options: Any) -> VariantsConfig:
 
 def test_every_variant_is_measured_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = convert(Source(model, Kind.HF, "tiny"), tmp_path / "made", quantization="int8", progress=False)
-    (tmp_path / "made.json").write_text(json.dumps({"seconds": 12.5, "peak_rss_bytes": 7}), "utf-8")
+    card = read_card(made)
+    assert card is not None
+    write_card(replace(card, recipe={"seconds": 12.5, "peak_rss_bytes": 7}), made)
     settings = config(model, tmp_path / "out", ct2=("float32", "int8"), folders=(f"given={made}",))
     report = measure_variants(settings, SandboxOptions())
     rows = {row["name"]: row for row in report["variants"]}
@@ -46,7 +49,8 @@ def test_every_variant_is_measured_once(model: Path, tmp_path: Path, monkeypatch
     # They differ by what the cards say of the source.
     assert rows["int8"]["size_bytes"] == pytest.approx(rows["given"]["size_bytes"], abs=500)
     assert rows["int8"]["size_bytes"] < rows["float32"]["size_bytes"] - 10_000
-    assert rows["int8"]["peak_bytes"] > 10e6 and rows["int8"]["seconds"] > 0
+    # A process of its own: without torch it stays far below this one.
+    assert 10e6 < rows["int8"]["peak_bytes"] < 200e6 and rows["int8"]["seconds"] > 0
     assert (rows["given"]["seconds"], rows["given"]["peak_bytes"]) == (12.5, 7)
     assert all(row["base"] == "Hugging Face folder in float32" for row in rows.values())
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
