@@ -23,26 +23,20 @@ from convert import hf
 from convert.calibration import Windows, cut, load_corpus
 from convert.card import make_card
 from convert.checkpoint import Checkpoint, open_checkpoint
-from convert.families import FAMILIES
 from convert.gptq_backends import BACKENDS, Backend
+from convert.gptq_layout import settle
 from convert.gptq_process import Job, Result, run
-from convert.gptq_source import GptqSource
 from convert.output import check_apart, new_folder
 from convert.sources import ModelConfig
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import write_card
-from rrtf_serve.models.source import Kind, Source, read_json
+from rrtf_serve.models.source import Kind, Source
 from rrtf_serve.models.tokens import Tokenizer
 
 BITS = (8, 4, 3)
 GROUP_SIZES = (-1, 16, 32, 64, 128, 256, 512, 1024)  # what every loader has kernels for
 DEFAULT_SEQLEN = 2048
 _WORD = 32  # inputs come in whole words of packed values
-_LINEAR_ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "down", "gate_up")
-_SETTINGS = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +47,8 @@ class Options:
 
     `group_size`: inputs that share a scale, -1 for all of a row. `desc_act`: columns in the order of their
     activations. `seqlen` in tokens; None is 2048, or the model's context where that is less. `damp`: share of
-    the mean of the Hessian's diagonal that is added to it (arXiv 2210.17323, section 3.3).
+    the mean of the Hessian's diagonal that is added to it (arXiv 2210.17323, section 3.3). `output_copy`: a
+    tied output matrix is stored once more, for auto-gptq.
     """
 
     bits: int = 4
@@ -66,6 +61,7 @@ class Options:
     damp: float = 0.05
     backend: str = "gptqmodel"
     device: str = "auto"
+    output_copy: bool = True
 
     def __post_init__(self) -> None:
         for flag, value, known in (
@@ -139,8 +135,13 @@ def quantise(
                 resumes=config.architecture in backend.resumes,
             )
             result = run(job, python, work, progress=progress)
-            _finish(folder, model, options, windows, result)
-            _check_result(folder, config)
+            settle(
+                folder,
+                model,
+                _quantization_record(options, windows, result),
+                config,
+                copy=options.output_copy,
+            )
             card = make_card(source, checkpoint, options.name, folder, context_length=config.context_length)
             recipe = _recipe(options, windows, result)
             write_card(replace(card, tools=card.tools | result.tools, recipe=recipe), folder)
@@ -151,19 +152,19 @@ def quantise(
 
 def _check_model(source: Source, config: ModelConfig, options: Options, backend: Backend) -> None:
     backend.check(source.path, config.architecture)
-    inputs = sorted({config.hidden, config.heads * config.head_dim, config.ffn})
-    unit = math.lcm(_WORD, max(options.group_size, 1))
-    if odd := [width for width in inputs if width % unit]:
+    heads, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    joined = heads + 2 * keys if config.architecture == "starcoder" else keys
+    inputs = {config.hidden, heads, config.ffn}
+    if odd := sorted(width for width in inputs | {joined} if width % _WORD):
+        raise ModelError(
+            f"{source.path}: has matrices of {odd[0]} rows or columns; the format packs both by {_WORD}, so "
+            "this model can't be quantised"
+        )
+    if odd := sorted(width for width in inputs if width % max(options.group_size, 1)):
         fitting = [size for size in GROUP_SIZES if size > 0 and not any(width % size for width in inputs)]
-        advice = f"take {', '.join(map(str, fitting))} or -1" if fitting else "take -1"
-        if any(width % _WORD for width in inputs):
-            raise ModelError(
-                f"{source.path}: has matrices of {odd[0]} inputs; GPTQ packs them by {_WORD}, so this model "
-                "can't be quantised"
-            )
         raise ValueError(
-            f"--group-size {options.group_size}: does not divide the {odd[0]} inputs of this model's "
-            f"matrices, which loaders refuse; {advice}"
+            f"--group-size {options.group_size}: does not divide the {odd[0]} inputs of some matrices of "
+            f"this model, which loaders refuse; take {', '.join(map(str, fitting))} or -1"
         )
     if options.seqlen is not None and options.seqlen > config.context_length:
         raise ValueError(
@@ -238,17 +239,10 @@ def _job(
     )
 
 
-def _finish(folder: Path, model: Path, options: Options, windows: Windows, result: Result) -> None:
-    """Make one layout of what the back-ends leave: file names, both configurations, the tokenizer's files."""
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        found[0].rename(folder / "model.safetensors")
-    quantizer = [
-        f"{name}:{result.tools[name]}"
-        for name in ("optimum", "gptqmodel", "auto-gptq")
-        if name in result.tools
-    ]
-    record = {
+def _quantization_record(options: Options, windows: Windows, result: Result) -> dict[str, Any]:
+    """What loaders read, in AutoGPTQ's words; `meta` is for people."""
+    tools = [name for name in ("optimum", "gptqmodel", "auto-gptq") if name in result.tools]
+    return {
         "bits": options.bits,
         "group_size": options.group_size,
         "desc_act": options.desc_act,
@@ -259,34 +253,11 @@ def _finish(folder: Path, model: Path, options: Options, windows: Windows, resul
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
         "pack_dtype": "int32",
-        "meta": {"quantizer": quantizer, "calibration": windows.record},
+        "meta": {
+            "quantizer": [f"{name}:{result.tools[name]}" for name in tools],
+            "calibration": windows.record,
+        },
     }
-    config = read_json(folder / "config.json")
-    _write_json(folder / "config.json", config | {"quantization_config": record})
-    _write_json(folder / "quantize_config.json", record)
-    for name in _SETTINGS:
-        (folder / name).unlink(missing_ok=True)
-        if (model / name).is_file():
-            shutil.copyfile(model / name, folder / name)
-
-
-def _check_result(folder: Path, config: ModelConfig) -> None:
-    """Raise ModelError where a matrix of a layer was left as it was, or the parts of one don't fit."""
-    source = GptqSource(folder)
-    try:
-        names = FAMILIES[config.architecture].names["hf"]
-        wanted = {
-            f"{names[role].format(layer)}.weight"
-            for role in _LINEAR_ROLES
-            if role in names
-            for layer in range(config.layers)
-        }
-        if left := sorted(wanted - source.quantised):
-            raise ModelError(f"the back-end left {len(left)} matrices as they were, the first is {left[0]}")
-        for name in wanted:
-            source.layer(name)
-    finally:
-        source.close()
 
 
 def _recipe(options: Options, windows: Windows, result: Result) -> dict[str, Any]:
@@ -302,7 +273,3 @@ def _recipe(options: Options, windows: Windows, result: Result) -> dict[str, Any
         "peak_rss_bytes": result.peak_rss_bytes,
         "calibration": windows.record,
     }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

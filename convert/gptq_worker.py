@@ -81,7 +81,9 @@ def main(job_path: str, descriptor: str) -> int:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin: its lock, held by this thread, would abort the interpreter when it ends.
+    while os.read(0, 1):
+        pass
     os._exit(1)
 
 

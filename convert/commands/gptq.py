@@ -69,6 +69,12 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     option(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one"
     )
+    option(
+        "--output-copy",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="store an output matrix that is tied to the embedding once more: auto-gptq needs it (default)",
+    )
     option("--data-dir", type=Path, help="data of the training suites (default: RRTF_DATA_DIR)")
     option(
         "--auto-gptq-python",
@@ -103,6 +109,7 @@ def _quantise(arguments: argparse.Namespace) -> int:
         damp=arguments.damp,
         backend=arguments.backend,
         device=arguments.device,
+        output_copy=arguments.output_copy,
     )
     started = time.monotonic()
     progress = not arguments.quiet
