@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import Checkpoint, TokenizerFacts
 from rrtf_serve.models.families import detect_family
 from rrtf_serve.models.folder import Card
 from rrtf_serve.models.source import Source
@@ -23,15 +24,33 @@ def make_card(
     *,
     context_length: int,
     tied_output: str = "",
-    tools: tuple[str, ...] = TOOLS,
 ) -> Card:
     """The card of `folder`, where everything but the card lies already.
 
-    `context_length` in tokens; `quantization`: the type of the weights, or the method that made them;
-    `tools`: the packages whose versions are noted.
+    `context_length` in tokens; `quantization`: the type of the weights, or the method that made them.
     """
-    facts = checkpoint.tokenizer
-    architecture = checkpoint.tensors.config.architecture
+    card = describe_folder(
+        source,
+        checkpoint.tokenizer,
+        checkpoint.tensors.config.architecture,
+        quantization,
+        folder,
+        context_length=context_length,
+    )
+    return replace(card, tied_output=tied_output)
+
+
+def describe_folder(  # a card has many facts by nature
+    source: Source,
+    facts: TokenizerFacts,
+    architecture: str,
+    quantization: str,
+    folder: Path,
+    *,
+    context_length: int,
+    tools: tuple[str, ...] = TOOLS,
+) -> Card:
+    """Like `make_card`, from the facts alone; `tools`: the packages whose versions are noted."""
     family = source.family or detect_family(
         architecture, Tokenizer.load(folder), source.name, facts.chat_template
     )
@@ -44,7 +63,6 @@ def make_card(
         licence=source.licence,
         source=origin_record(source),
         tools={tool: version(tool) for tool in tools},
-        tied_output=tied_output,
         size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
         bos_token=facts.bos_token,
         add_bos=facts.add_bos,

@@ -2,7 +2,8 @@
 
     convert(source, Path("out/qwen-int8"))
 
-Needs neither torch nor transformers. Peak memory is a few blocks of weights plus the vocabulary.
+Needs neither torch nor transformers, and peak memory is a few blocks of weights plus the vocabulary; a family
+without a table of ours is handed to convert/whole_model, which needs both and holds the model.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from tqdm import tqdm
 from convert.architectures import Specification, specify
 from convert.card import make_card
 from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.foreign import is_foreign
 from convert.output import check_apart, new_folder
-from convert.writer import plan, planned_size, write_model
+from convert.whole_model import convert_whole
+from convert.writer import check_quantization, plan, planned_size, write_model
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import write_card
-from rrtf_serve.models.source import Source
+from rrtf_serve.models.records import Record
+from rrtf_serve.models.source import Kind, Source
 
 _TOKENIZER_BYTES = 64 << 20  # tokenizer.json, vocabulary.json and card together, at the most
 
@@ -40,6 +44,9 @@ def convert(
     ModelError for what the user can mend, ValueError on an unknown quantisation.
     """
     check_apart(source, destination)
+    if source.kind is Kind.HF and is_foreign(Record.read(source.path / "config.json")):
+        check_quantization(quantization)
+        return convert_whole(source, destination, quantization, force=force)
     checkpoint = open_checkpoint(source)
     try:
         specification = specify(checkpoint.tensors)

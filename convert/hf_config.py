@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from convert.foreign import FOREIGN, known_types
 from convert.rope import read_rope_scaling
 from convert.sources import MAX_HEADS, ModelConfig
 from rrtf_serve.models.errors import ModelError
@@ -24,9 +25,13 @@ def read_config(record: Record) -> ModelConfig:
     """Raises ModelError on an unknown or quantised model and on wrong values."""
     model_type = record.text("model_type")
     if model_type not in ARCHITECTURES:
+        if model_type in FOREIGN:
+            raise ModelError(
+                f"{record.path}: a {model_type} model can only be converted whole to CTranslate2 "
+                "(`rrtf-convert ct2`), merged and in no other format"
+            )
         raise ModelError(
-            f"{record.path}: model_type {model_type!r} can't be converted; "
-            f"known: {', '.join(sorted(ARCHITECTURES))}"
+            f"{record.path}: model_type {model_type!r} can't be converted; {known_types(ARCHITECTURES)}"
         )
     refuse_quantised(record)
     return _bigcode_config(record) if model_type == "gpt_bigcode" else _rotary_config(record, model_type)

@@ -184,3 +184,24 @@ class SafetensorsSource:
         if path not in self._files:
             self._files[path] = SafetensorsFile(path)
         return self._files[path]
+
+
+def safetensors_files(folder: Path) -> list[SafetensorsFile]:
+    """The weight files of a folder, opened: the shards that its index names, or the single file.
+
+    Raises ModelError on one that is absent, damaged or cut short.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = {str(name) for name in Record.read(index).record("weight_map").values.values()}
+    if any(Path(name).name != name for name in names):
+        raise ModelError(f"{index}: names files outside the folder")
+    opened: list[SafetensorsFile] = []
+    try:
+        opened.extend(SafetensorsFile(folder / name) for name in sorted(names))
+    except ModelError:
+        for file in opened:
+            file.file.close()
+        raise
+    return opened

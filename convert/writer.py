@@ -61,13 +61,18 @@ class Variable:
         )
 
 
+def check_quantization(quantization: str) -> None:
+    """Raises ValueError on an unknown one, listing the known."""
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization {quantization!r} is unknown; known: {', '.join(QUANTIZATIONS)}")
+
+
 def plan(specification: Specification, quantization: str) -> list[Variable]:
     """The variables in the order of the file; a source tensor that is used twice is an alias already.
 
     Raises ValueError on an unknown quantisation, ModelError on a variable that model.bin can't hold.
     """
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"quantization {quantization!r} is unknown; known: {', '.join(QUANTIZATIONS)}")
+    check_quantization(quantization)
     variables: list[Variable] = []
 
     def add(spec: Any, name: str, value: Any) -> None:
