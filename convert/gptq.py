@@ -135,13 +135,8 @@ def quantise(
                 resumes=config.architecture in backend.resumes,
             )
             result = run(job, python, work, progress=progress)
-            settle(
-                folder,
-                model,
-                _quantization_record(options, windows, result),
-                config,
-                copy=options.output_copy,
-            )
+            record = _quantization_record(options, windows, result)
+            settle(folder, model, record, copy=options.output_copy)
             card = make_card(source, checkpoint, options.name, folder, context_length=config.context_length)
             recipe = _recipe(options, windows, result)
             write_card(replace(card, tools=card.tools | result.tools, recipe=recipe), folder)

@@ -15,6 +15,7 @@ from typing import Any
 
 from convert.families import FAMILIES
 from convert.gptq_source import GptqSource
+from convert.hf_config import read_config
 from convert.safetensors_source import SafetensorsFile
 from convert.sources import ModelConfig
 from rrtf_serve.models.errors import ModelError
@@ -29,9 +30,7 @@ _LINEAR_ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
 _INDEX = "model.safetensors.index.json"
 
 
-def settle(
-    folder: Path, plain: Path, quantization: dict[str, Any], config: ModelConfig, *, copy: bool
-) -> None:
+def settle(folder: Path, plain: Path, quantization: dict[str, Any], *, copy: bool) -> None:
     """Bring `folder`, which a back-end wrote from the Hugging Face folder `plain`, into the one layout.
 
     `quantization` goes into both configurations. `copy`: a tied output matrix is stored a second time under
@@ -48,6 +47,7 @@ def settle(
         (folder / name).unlink(missing_ok=True)
         if (plain / name).is_file():
             shutil.copyfile(plain / name, folder / name)
+    config = read_config(Record.read(plain / "config.json"))
     names = FAMILIES[config.architecture].names["hf"]
     if copy and config.tied:
         _add_copy(folder, f"{names['output']}.weight", f"{names['embedding']}.weight")
