@@ -100,12 +100,12 @@ def quantise(
     """
     check_apart(source, destination)
     backend = BACKENDS[options.backend]
-    python = backend.interpreter(auto_gptq_python)
     corpus = load_corpus(options.calibration, data_dir)
     checkpoint = open_checkpoint(source)
     try:
         config = checkpoint.tensors.config
         _check_model(source, config, options, backend)
+        python = backend.interpreter(auto_gptq_python)
         length = options.seqlen or min(DEFAULT_SEQLEN, config.context_length)
         needed = _needed_bytes(checkpoint, source)
         with (
