@@ -1,6 +1,9 @@
 """What can make an 8-bit GPTQ model many points worse than its source? Each suspect is built in and measured.
 
     python -m benchmarks.gptq_faults --model SRC --gptq FOLDER --output DIR
+    python -m benchmarks.gptq_faults --model SRC --gptq FOLDER --write "GPTQ, g_idx ignored" --output DIR
+
+The second form writes one suspect as a CTranslate2 folder, for `rrtf-bench passk` and `compare`.
 
 PanGu-Coder2's table (arXiv 2307.14936, table 4) has its GPTQ int8 eleven points of HumanEval below fp16, far
 more than 8-bit rounding should cost. Three kinds of suspects, all at 8 bits unless their name says otherwise:
@@ -19,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -41,7 +43,7 @@ from convert.sources import FloatArray, ModelConfig, StoredType, TensorSource
 from convert.verify import Options, Reference
 from convert.writer import write_model
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.source import Kind, Source
+from rrtf_serve.models.source import Kind, Source, safe_name
 from rrtf_serve.models.store import Store
 
 logger = logging.getLogger(__name__)
@@ -221,17 +223,28 @@ def measure_faults(model: str, gptq: Path, output: Path, options: Options) -> di
 
 @contextmanager
 def _converted(source: Source, gptq: Path, suspect: Suspect, output: Path) -> Iterator[Path]:
-    """The suspect as a CTranslate2 folder: `source`'s own conversion with other weights."""
     with tempfile.TemporaryDirectory(prefix=".made-", dir=output) as parent:
-        folder = convert(source, Path(parent) / "model", quantization=suspect.quantization)
-        if suspect.open is not _source:
-            tensors = suspect.open(source, gptq)
-            try:
-                write_model(folder / "model.bin", specify(tensors), tensors, suspect.quantization)
-            finally:
-                tensors.close()
-        yield folder
-        shutil.rmtree(folder)
+        yield write_suspect(source, gptq, suspect, Path(parent) / "model")
+
+
+def write_suspect(source: Source, gptq: Path, suspect: Suspect, folder: Path) -> Path:
+    """The suspect as a CTranslate2 folder: `source`'s own conversion with other weights."""
+    convert(source, folder, quantization=suspect.quantization)
+    if suspect.open is not _source:
+        tensors = suspect.open(source, gptq)
+        try:
+            write_model(folder / "model.bin", specify(tensors), tensors, suspect.quantization)
+        finally:
+            tensors.close()
+    return folder
+
+
+def _write_one(name: str, model: str, gptq: Path, output: Path) -> None:
+    named = {suspect.name: suspect for suspect in SUSPECTS}
+    if name not in named:
+        raise ValueError(f"--write {name!r} is no suspect; there are: {'; '.join(named)}")
+    suspect = named[name]
+    print(write_suspect(Store().fetch(model), gptq, suspect, output / safe_name(name)))
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -266,9 +279,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=4096, help="positions compared")
     parser.add_argument("--length", type=int, default=128, help="tokens per stretch of code")
     parser.add_argument("--prompts", type=int, default=32, help="greedy answers compared")
+    parser.add_argument(
+        "--write", metavar="SUSPECT", help="write this one as a CTranslate2 folder, measure none"
+    )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
+        if arguments.write:
+            _write_one(arguments.write, arguments.model, arguments.gptq, arguments.output)
+            return 0
         options = Options(tokens=arguments.tokens, length=arguments.length, prompts=arguments.prompts)
         report = measure_faults(arguments.model, arguments.gptq, arguments.output, options)
     except (ModelError, ValueError) as error:

@@ -28,13 +28,13 @@ class Threshold:
 
 THRESHOLDS = {
     "float32": Threshold(0.999, 0.00001, 1.001),
-    "float16": Threshold(0.99, 0.0005, 1.005),
-    "bfloat16": Threshold(0.97, 0.005, 1.01),
-    "int16": Threshold(0.97, 0.005, 1.01),
-    "int8": Threshold(0.90, 0.03, 1.03),
-    "gptq-8bit": Threshold(0.97, 0.005, 1.01),
-    "gptq-4bit": Threshold(0.80, 0.15, 1.15),
-    "gptq-3bit": Threshold(0.60, 0.8, 2.0),
+    "float16": Threshold(0.995, 0.00005, 1.002),
+    "bfloat16": Threshold(0.99, 0.0005, 1.005),
+    "int16": Threshold(0.945, 0.003, 1.01),
+    "int8": Threshold(0.77, 0.11, 1.09),
+    "gptq-8bit": Threshold(0.96, 0.002, 1.01),
+    "gptq-4bit": Threshold(0.54, 0.47, 1.43),
+    "gptq-3bit": Threshold(0.3, 1.5, 3.0),
 }
 
 

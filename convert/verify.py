@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from convert.held_out import HeldOut, held_out_windows
 from convert.memory import available_memory
-from convert.parity import Parity, Tally, first_difference, summarise, tally
+from convert.parity import FloatArray, Parity, Tally, first_difference, summarise, tally
 from convert.provenance import check_pair, digest_warnings
 from convert.runnable import DEVICES, Plan, Runnable, loaded, plan_run, quantization_of
 from convert.thresholds import THRESHOLDS, failures, variant
@@ -36,6 +37,8 @@ from rrtf_serve.models.source import Source
 _FIXED_MEMORY = 300 << 20  # interpreter, libraries, tokenizers and CTranslate2's own buffers
 # Arrays of (positions, vocabulary) in float32 at the peak: both results, and a result while it is made.
 _OUTPUTS = 3
+# More than any known code model's; the true size is known only once the model is read.
+_VOCABULARY = 200_000
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +95,16 @@ class Reference:
     """A loaded reference, to compare one or several models with. Made by `open`."""
 
     def __init__(
-        self, source: Source, runnable: Runnable, options: Options, folder: Path, progress: bool
+        self,
+        source: Source,
+        runnable: Runnable,
+        options: Options,
+        folder: Path,
+        progress: bool,
+        *,
+        keeps: bool,
     ) -> None:
-        self.source, self.options, self.progress = source, options, progress
+        self.source, self.options, self.progress, self._keeps = source, options, progress, keeps
         self._runnable, self._folder = runnable, folder
         card = runnable.card
         first = runnable.tokenizer.token_id(card.bos_token) if card and card.add_bos else None
@@ -114,7 +124,11 @@ class Reference:
         cls, source: Source, options: Options, *, progress: bool, beside: Source | None = None
     ) -> Iterator[Reference]:
         """Load `source`. Memory and disk are checked for it, and for the model `beside` it, before anything
-        is written; what is written goes when the block ends."""
+        is written; what is written goes when the block ends.
+
+        Without `beside` it is for several models: the reference's outputs are then kept on disk, so that it
+        reads the text once.
+        """
         planned = plan_run(source, options.reference_quantization, options.device)
         if planned.quantization != options.reference_quantization:
             raise ModelError(
@@ -125,7 +139,7 @@ class Reference:
         if beside is not None:
             plans.append(plan_run(beside, "float32", options.device))
         scratch = options.scratch or Path(tempfile.gettempdir())
-        _check_room(plans, scratch, options)
+        _check_room(plans, scratch, options, kept_tokens=options.tokens if beside is None else 0)
         with tempfile.TemporaryDirectory(prefix="rrtf-verify-", dir=scratch) as name:
             folder = Path(name)
             with loaded(
@@ -135,7 +149,7 @@ class Reference:
                 threads=options.threads,
                 progress=progress,
             ) as runnable:
-                yield cls(source, runnable, options, folder, progress)
+                yield cls(source, runnable, options, folder, progress, keeps=beside is None)
 
     def compare(self, destination: Source, *, compute_type: str = "") -> Verification:
         """Measure `destination` against this reference, by default in the options' compute type. Raises as
@@ -169,12 +183,23 @@ class Reference:
         """One tally per document, in the order in which they first occur."""
         found: dict[str, Tally] = {}
         with self._bar("comparing", len(self.data.windows) * self.options.length) as bar:
-            for window in self.data.windows:
+            for at, window in enumerate(self.data.windows):
                 ids, following = window.ids[:-1], window.ids[1:]
-                p, q = (each.log_probabilities(ids) for each in (self._runnable, model))
+                p, q = self._reference_output(at, ids), model.log_probabilities(ids)
                 found[window.document] = found.get(window.document, Tally()) + tally(p, q, following)
                 bar.update(len(ids))
         return found
+
+    def _reference_output(self, at: int, ids: Sequence[int]) -> FloatArray:
+        """The reference's log-probabilities over window `at`, (tokens, vocabulary)."""
+        kept = self._folder / f"window{at}.npy"
+        if kept.is_file():
+            found: FloatArray = np.load(kept)
+            return found
+        made = self._runnable.log_probabilities(ids)
+        if self._keeps:
+            np.save(kept, made)
+        return made
 
     def _differences(self, model: Runnable) -> list[int]:
         """Where the greedy answers first differ, per prompt."""
@@ -239,11 +264,10 @@ class Reference:
         return Verification(parity, row, broken, warnings, record)
 
 
-def _check_room(plans: list[Plan], scratch: Path, options: Options) -> None:
+def _check_room(plans: list[Plan], scratch: Path, options: Options, *, kept_tokens: int) -> None:
     """Say what will be needed, and raise ModelError where it is not there."""
-    disk = sum(planned.scratch_bytes for planned in plans)
-    # 200,000 is more than any known vocabulary of a code model; the true one is known only once it is read.
-    outputs = _OUTPUTS * 4 * options.length * 200_000
+    disk = sum(planned.scratch_bytes for planned in plans) + 4 * kept_tokens * _VOCABULARY
+    outputs = _OUTPUTS * 4 * options.length * _VOCABULARY
     # One after the other: what is loaded stays while the next one is loaded.
     loaded_before = [sum(planned.loaded_bytes for planned in plans[:at]) for at in range(len(plans) + 1)]
     loading = [each.loading_bytes + before for each, before in zip(plans, loaded_before, strict=False)]

@@ -118,6 +118,22 @@ def test_every_suspect_is_measured_once(
     )
 
 
+def test_one_suspect_is_written_for_other_benchmarks(
+    model: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RRTF_HOME", str(tmp_path / "home"))
+    command = ["--model", str(model), "--gptq", str(checkpoint), "--output", str(tmp_path)]
+    assert gptq_faults.main([*command, "--write", "GPTQ, g_idx ignored"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert (folder / "model.bin").is_file() and folder.parent == tmp_path
+    assert gptq_faults.main([*command, "--write", "nonsense"]) == 1
+    assert "'nonsense' is no suspect; there are: GPTQ checkpoint, read rightly; " in capsys.readouterr().err
+
+
 def test_a_folder_that_is_not_gptq_is_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

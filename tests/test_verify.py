@@ -149,7 +149,7 @@ def test_strict_fails_on_a_broken_threshold_and_says_which(
     command = ["verify", str(model), str(folder), *FLAGS]
     assert main(command) == 0  # said, but not fatal
     assert "threshold of int8 broken: mean KL" in capsys.readouterr().err
-    assert main([*command, "--strict", "--dry"]) == 1
+    assert main([*command, "--strict", "--no-card"]) == 1
     assert "off by" in capsys.readouterr().err
     exact = convert_ct2(source, tmp_path / "float32", quantization="float32", progress=False)
     assert main(["verify", str(model), str(exact), *FLAGS, "--strict"]) == 0

@@ -60,7 +60,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     option("--threads", type=int, default=0, help="0: one per core (default)")
     option("--scratch", type=Path, metavar="FOLDER", help="for the float32 copy (default: TMPDIR)")
     option("--strict", action="store_true", help="exit with 1 where the variant's thresholds are broken")
-    option("--dry", action="store_true", help="leave DST's card as it is")
+    option("--no-card", action="store_true", help="leave DST's card as it is")
     add_report(parser)
     parser.set_defaults(run=_run)
 
@@ -107,10 +107,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     else:
         source = source_of(path, card, store, progress=progress)
     found = verify(source, destination, options, progress=progress)
-    written = not arguments.dry and write_parity(path, found.record)
+    written = not arguments.no_card and write_parity(path, found.record)
     for warning in found.warnings:
         print(f"rrtf-convert: warning: {warning}", file=sys.stderr)
-    if not written and not arguments.dry:
+    if not written and not arguments.no_card:
         print(f"rrtf-convert: {path} has no card (rrtf.json); the result is only shown", file=sys.stderr)
     seconds = time.monotonic() - started
     if arguments.json:
