@@ -14,6 +14,6 @@ verify         what a conversion costs:  parity  the figures,  held_out  the tex
 gguf_writer    one GGUF file:  gguf_layout  its tensors,  gguf_vocabulary  its tokenizer;  new_file
 cli            `rrtf-convert`
 
-May import `rrtf_serve.models`, and `verify` what `rrtf_serve.engine` knows of CTranslate2; imported by nobody but `benchmarks` (the server finds `ct2.convert` by its
-entry point).
+May import `rrtf_serve.models`, and `verify` what `rrtf_serve.engine` knows of CTranslate2; imported by nobody
+but `benchmarks` (the server finds `ct2.convert` by its entry point).
 """
