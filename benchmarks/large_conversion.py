@@ -5,7 +5,7 @@ Run as: python -m benchmarks.large_conversion --folder DIR [--layers N] [--limit
 Writes sharded fp16 safetensors with random weights (time and memory do not depend on the values) and a small
 tokenizer, converts them to int8 in a child process whose address space is limited and whose resident memory
 is watched, loads the result with CTranslate2 and decodes two tokens. The whole of 40 layers takes 31 GB for
-the checkpoint, 15.6 GB for the result and 16 GB of memory for loading it; --layers makes a stand-in of smaller
+the checkpoint, 15.6 GB for the result and 16 GB of memory for loading it; --layers makes a stand-in of less
 depth. Everything written is removed at the end unless --keep.
 
 Shape: https://huggingface.co/bigcode/starcoder, config.json.

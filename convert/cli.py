@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from convert.commands import ct2, gguf, gptq, hf, merge, verify
+from convert.commands import card, ct2, gguf, gptq, hf, merge, verify
 from rrtf_serve import __version__
 from rrtf_serve.models.errors import ModelError
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 # In the order of --help. Each has add(commands), which sets run(arguments) -> exit status.
-_COMMANDS = (ct2, hf, merge, gguf, gptq, verify)
+_COMMANDS = (ct2, hf, merge, gguf, gptq, verify, card)
 
 _EXAMPLES = """\
 examples:

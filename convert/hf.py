@@ -65,7 +65,7 @@ def convert(
         tensors = under_hf_names(checkpoint.tensors)
         weights = {name: whole_weight(tensors, name) for name in _wanted(tensors)}
         rows = _vocabulary_rows(source, checkpoint, tensors)
-        kind = dtype or _own_dtype(source, tensors, weights)
+        kind = dtype or own_dtype(source, tensors, weights)
         parts = shards(weights, kind, shard_bytes)
         total = sum(part.data_bytes for part in parts)
         with new_folder(destination, needed_bytes=total + _OTHER_BYTES, force=force) as folder:
@@ -114,7 +114,7 @@ def _layer_first(name: str) -> tuple[int, str]:
     return number, name
 
 
-def _own_dtype(source: Source, tensors: TensorSource, weights: dict[str, Weight]) -> str:
+def own_dtype(source: Source, tensors: TensorSource, weights: dict[str, Weight]) -> str:
     """What a folder's configuration calls its type, else what most of its weights are stored as."""
     folder = source.base if source.kind is Kind.ADAPTER else source
     if folder is not None and folder.kind is Kind.HF:

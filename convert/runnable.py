@@ -68,6 +68,12 @@ def quantization_of(source: Source) -> str:
     folder = source.path
     if folder.is_dir() and (card := read_card(folder)):
         return card.quantization
+    return configured_quantization(source)
+
+
+def configured_quantization(source: Source) -> str:
+    """What a CTranslate2 or GPTQ folder's configuration calls its weights; empty: not known."""
+    folder = source.path
     if source.kind is Kind.CT2:
         found = read_json(folder / "config.json").get("quantization_type")
         return found if isinstance(found, str) else ""

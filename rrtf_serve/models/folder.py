@@ -123,7 +123,7 @@ def describe(folder: Path, *, name: str, family: str | None, context_length: int
     `family` and `context_length` (tokens), where given, override what the folder says. Raises ModelError
     naming the missing file or flag.
     """
-    card = read_card(folder) or _foreign_card(folder, name, context_length)
+    card = read_card(folder) or foreign_card(folder, name, context_length)
     if context_length is not None:
         if card.context_length and context_length > card.context_length:
             raise ModelError(
@@ -135,7 +135,12 @@ def describe(folder: Path, *, name: str, family: str | None, context_length: int
     return card
 
 
-def _foreign_card(folder: Path, name: str, context_length: int | None) -> Card:
+def foreign_card(folder: Path, name: str, context_length: int | None) -> Card:
+    """A card from what other converters leave beside model.bin.
+
+    `context_length` (tokens) is for folders that don't say; without it they are a ModelError that names the
+    flag, as is a damaged file.
+    """
     config = Record.read_if_there(folder / "config.json")
     settings = Record.read_if_there(folder / "tokenizer_config.json")
     limit = settings.values.get("model_max_length")
