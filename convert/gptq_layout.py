@@ -28,6 +28,7 @@ _COPIED = (
 )  # fmt: skip
 _LINEAR_ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
 _INDEX = "model.safetensors.index.json"
+_TYPES = {"F16": "float16", "BF16": "bfloat16"}
 
 
 def settle(folder: Path, plain: Path, quantization: dict[str, Any], *, copy: bool) -> None:
@@ -40,8 +41,6 @@ def settle(folder: Path, plain: Path, quantization: dict[str, Any], *, copy: boo
     found = list(folder.glob("*.safetensors"))
     if len(found) == 1:
         found[0].rename(folder / "model.safetensors")
-    settings = _readable_by_all(read_json(plain / "config.json"))
-    _write_json(folder / "config.json", settings | {"quantization_config": quantization})
     _write_json(folder / "quantize_config.json", quantization)
     for name in _COPIED:
         (folder / name).unlink(missing_ok=True)
@@ -49,6 +48,10 @@ def settle(folder: Path, plain: Path, quantization: dict[str, Any], *, copy: boo
             shutil.copyfile(plain / name, folder / name)
     config = read_config(Record.read(plain / "config.json"))
     names = FAMILIES[config.architecture].names["hf"]
+    settings = _readable_by_all(read_json(plain / "config.json"))
+    # A back-end may have rounded what it does not quantise: gptqmodel makes bfloat16 of float32.
+    settings["torch_dtype"] = _stored_type(folder, f"{names['embedding']}.weight")
+    _write_json(folder / "config.json", settings | {"quantization_config": quantization})
     if copy and config.tied:
         _add_copy(folder, f"{names['output']}.weight", f"{names['embedding']}.weight")
     _check(folder, names, config)
@@ -56,10 +59,7 @@ def settle(folder: Path, plain: Path, quantization: dict[str, Any], *, copy: boo
 
 def _readable_by_all(settings: dict[str, Any]) -> dict[str, Any]:
     """A configuration with the keys of transformers 5 and of 4: auto-gptq's reads the latter alone."""
-    named = settings.get("dtype") or settings.get("torch_dtype")
-    found = {key: value for key, value in settings.items() if key not in ("dtype", "torch_dtype")}
-    if named:
-        found["torch_dtype"] = named
+    found = {key: value for key, value in settings.items() if key != "dtype"}
     rope = settings.get("rope_parameters")
     if isinstance(rope, dict):
         found["rope_theta"] = rope.get("rope_theta", 10_000.0)
@@ -85,6 +85,14 @@ def _check(folder: Path, names: dict[str, str], config: ModelConfig) -> None:
             source.layer(name)
     finally:
         source.close()
+
+
+def _stored_type(folder: Path, name: str) -> str:
+    index = folder / _INDEX
+    places = Record.read_if_there(index).record("weight_map").values
+    opened = SafetensorsFile(folder / places.get(name, "model.safetensors"))
+    opened.file.close()
+    return _TYPES.get(opened.entries[name].dtype, "float32")
 
 
 def _add_copy(folder: Path, name: str, original: str) -> None:

@@ -104,6 +104,13 @@ def dequantised(folder: Path) -> dict[str, np.ndarray]:
         source.close()
 
 
+def matrices(folder: Path) -> set[str]:
+    """Names of the quantised tensors."""
+    source = GptqSource(folder)
+    source.close()
+    return source.quantised
+
+
 def reference_logits(folder: Path, tensors: dict[str, np.ndarray]) -> np.ndarray:
     """transformers' plain float32 model with `tensors` as its weights."""
     import torch
@@ -126,7 +133,7 @@ def check_equal(folder: Path, found: Any, *, weight: float, logit: float) -> Non
     """`found` (of `loaded_by`) against our own reader: tolerances relative to the largest value."""
     tensors = dequantised(folder)
     names = [name for name in found if name != "logits"]
-    assert {f"{name}.weight" for name in names} == GptqSource(folder).quantised
+    assert {f"{name}.weight" for name in names} == matrices(folder)
     for name in names:
         ours = tensors[f"{name}.weight"]
         assert np.abs(found[name] - ours).max() <= weight * np.abs(ours).max(), name
@@ -154,11 +161,12 @@ def check_folder(quantised: Quantised, family: str, bits: int, desc_act: bool) -
     assert card.recipe["calibration"] == settings["meta"]["calibration"]
     assert card.recipe["calibration"]["samples"] == 8 and card.recipe["device"] == "cpu"
     original, ours = weights(plain), dequantised(folder)
-    for name in GptqSource(folder).quantised:
+    for name in matrices(folder):
         error = np.sqrt(np.mean((ours[name] - original[name]) ** 2) / np.mean(original[name] ** 2))
         assert 0 < error < WEIGHT_ERROR[bits], name
+    assert config["torch_dtype"] == "bfloat16"
     # Everything else is as it was; a tied output matrix is there once more.
-    for name in set(original) - GptqSource(folder).quantised:
+    for name in set(original) - matrices(folder):
         tolerance = 1e-3 if name.endswith(".bias") else 0  # biases of quantised layers become float16
         assert np.abs(ours[name] - original[name]).max() <= tolerance, name
     assert np.array_equal(ours["lm_head.weight"], ours[_embedding(family)]) == config["tie_word_embeddings"]
@@ -230,7 +238,7 @@ def test_optimum_writes_the_same_layout(quantised: Quantised, tmp_path: Path) ->
     text = (folder / "config.json").read_text("utf-8")
     assert len(text) < 4000 and "input_ids" not in text
     original, ours = weights(quantised.plain("qwen2")), dequantised(folder)
-    for name in GptqSource(folder).quantised:
+    for name in matrices(folder):
         error = np.sqrt(np.mean((ours[name] - original[name]) ** 2) / np.mean(original[name] ** 2))
         assert 0 < error < WEIGHT_ERROR[4], name
     card = read_card(folder)
@@ -240,8 +248,8 @@ def test_optimum_writes_the_same_layout(quantised: Quantised, tmp_path: Path) ->
 def test_a_failed_worker_says_why(tmp_path: Path) -> None:
     job = Job(
         backend="gptqmodel", model=str(tmp_path / "absent"), output=str(tmp_path),
-        windows=str(tmp_path / "none"), scratch=str(tmp_path), checkpoint="", bits=4, group_size=32, desc_act=True, damp=0.05, seed=0,
-        device="cpu",
+        windows=str(tmp_path / "none"), scratch=str(tmp_path), checkpoint="", bits=4, group_size=32,
+        desc_act=True, damp=0.05, seed=0, device="cpu",
     )  # fmt: skip
     with pytest.raises(ModelError, match=r"gptqmodel failed: \w+"):
         run(job, Path(sys.executable), tmp_path, progress=False)

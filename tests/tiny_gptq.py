@@ -17,10 +17,10 @@ FAMILIES = ("llama", "qwen2", "starcoder", "starcoder2")
 
 
 def write_packable(folder: Path, family: str, *, layers: int = 2) -> Path:
-    """A Hugging Face folder of one of FAMILIES."""
+    """A Hugging Face folder of one of FAMILIES, in bfloat16: gptqmodel takes float32 weights down to that."""
     kind, options = tiny_models.CONFIGS[family]
     bigcode = family == "starcoder"
     wider = _WIDE_BIGCODE | {"n_layer": layers} if bigcode else _WIDE | {"num_hidden_layers": layers}
     name = f"packable-{family}-{layers}"
     tiny_models.CONFIGS[name] = (kind, options | wider)
-    return tiny_models.write_hf(folder, name)
+    return tiny_models.write_hf(folder, name, dtype="bfloat16")
