@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_gptq import write_gptq
+from packed_gptq import write_packed
 from tiny_models import write_hf
 
 from benchmarks import gptq_faults
@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_gptq(tmp_path_factory.mktemp("gptq") / "tiny8", model, shuffled=True)
+    return write_packed(tmp_path_factory.mktemp("gptq") / "tiny8", model, shuffled=True)
 
 
 def test_zero_points_off_by_one_move_every_weight_by_its_scale(checkpoint: Path) -> None:
@@ -54,7 +54,7 @@ def test_zero_points_off_by_one_move_every_weight_by_its_scale(checkpoint: Path)
 def test_ignoring_the_order_changes_only_a_shuffled_checkpoint(
     model: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    plain = write_gptq(tmp_path / "plain", model)
+    plain = write_packed(tmp_path / "plain", model)
     for folder, same in ((plain, True), (checkpoint, False)):
         with closing(GptqSource(folder)) as right, closing(FaultyGptq(folder, ignored_order)) as wrong:
             rows = right.shape(NAME)[0]
@@ -65,7 +65,7 @@ def test_ignoring_the_order_changes_only_a_shuffled_checkpoint(
 
 def test_rounding_is_that_of_gptq(model: Path, tmp_path: Path) -> None:
     """The same values as an 8-bit checkpoint that was rounded to nearest."""
-    folder = write_gptq(tmp_path / "plain", model)
+    folder = write_packed(tmp_path / "plain", model)
     with closing(GptqSource(folder)) as packed, closing(SafetensorsSource(model)) as source:
         rows = source.shape(NAME)[0]
         rounded = Rounded(source, Rounding(bits=8, group=16))

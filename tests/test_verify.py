@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_gptq import write_gptq
+from packed_gptq import write_packed
 from tiny_models import write_gguf, write_hf, write_tokenizer
 
 import convert.verify
@@ -276,7 +276,7 @@ def test_a_gptq_folder_is_measured_by_its_exact_weights(
 
     from convert.gptq_source import GptqSource
 
-    folder = write_gptq(tmp_path / "gptq", model, bits=4, shuffled=True)
+    folder = write_packed(tmp_path / "gptq", model, bits=4, shuffled=True)
     plain = tmp_path / "plain"
     shutil.copytree(model, plain)
     packed = GptqSource(folder)
