@@ -267,7 +267,7 @@ def decode_with(model: Path) -> dict[str, Any]:
     available = available_memory()
     if available is not None and available < needed:
         raise ModelError(
-            f"{model}: loading it takes {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
+            f"{model}: loading takes {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
         )
     threads = str(len(os.sched_getaffinity(0)))
     # MKL's kernels want the weights in a layout of their own, and CTranslate2 keeps both until all are done:
