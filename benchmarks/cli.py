@@ -17,8 +17,10 @@ from benchmarks.judge import SandboxOptions, judge
 from benchmarks.judge_speed import judge_speed
 from benchmarks.latency import measure_memory, measure_overhead, measure_startup
 from benchmarks.passk import ENGINES, PasskConfig, compare_runs, passk
+from benchmarks.variants import VariantsConfig, measure_variants
 from rrtf_serve.config import DEFAULT_MODEL
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.parity import parity_facts
 from rrtf_serve.problems.prompts import FORMATS
 from rrtf_serve.problems.suites import SUITES
 
@@ -33,6 +35,7 @@ EXAMPLES = """examples:
   rrtf-bench passk --suite humaneval --limit 32   greedy pass@1 of the default model
   rrtf-bench passk --suite humaneval --engine http --url http://127.0.0.1:8000
   rrtf-bench compare run-a run-b                  paired test of two judged runs
+  rrtf-bench variants --ct2 float32 int8 --folder gptq8=./qwen-gptq8 --suite humaneval
 """
 
 SHOWN = 10  # names of a list in a table; --json has them all
@@ -101,6 +104,17 @@ def _passk(arguments: argparse.Namespace) -> dict[str, Any]:
         for part in (report.get("parts") or {"": report}).values():
             part.pop("per_problem", None)
     return report
+
+
+def _variants(arguments: argparse.Namespace) -> dict[str, Any]:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    values = {field.name: getattr(arguments, field.name) for field in fields(VariantsConfig)}
+    values["ct2"], values["folders"] = tuple(arguments.ct2), tuple(arguments.folders)
+    report = measure_variants(VariantsConfig(**values), _sandbox_options(arguments))
+    if arguments.json:
+        return report
+    short = {row["name"]: dict(parity_facts(row["parity"])) for row in report["variants"]}
+    return short | {"report": str(arguments.output / "variants.md")}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -208,6 +222,7 @@ def _add_judging(commands: Any) -> None:
     )
     one.add_argument("--output", "-o", type=Path, help="folder (default: below ./rrtf-passk)")
 
+    _add_variants(command)
     one = command(
         "compare", "paired comparison of two judged runs, B against A",
         lambda a: compare_runs(a.a, a.b, a.k), sandbox=False,
@@ -215,6 +230,29 @@ def _add_judging(commands: Any) -> None:
     one.add_argument("a", type=Path, metavar="A", help="a folder of passk, or a judged file")
     one.add_argument("b", type=Path, metavar="B")
     one.add_argument("--k", type=int, default=1)
+
+
+def _add_variants(command: Any) -> None:
+    one = command("variants", "what each conversion of a model costs: size, parity, pass@1", _variants)
+    one.add_argument("--model", default=DEFAULT_MODEL, help=f"the source (default: {DEFAULT_MODEL})")
+    one.add_argument(
+        "--ct2", nargs="*", default=["float32", "int16", "int8"], metavar="TYPE",
+        help="CTranslate2 quantisations to make and measure (default: float32 int16 int8)",
+    )  # fmt: skip
+    one.add_argument(
+        "--folder", dest="folders", action="append", default=[], metavar="[NAME=]PATH",
+        help="a converted model to measure too, such as a GPTQ folder; repeatable",
+    )  # fmt: skip
+    one.add_argument("--output", "-o", type=Path, default=Path("rrtf-variants"), help="folder")
+    one.add_argument("--tokens", type=int, default=4096, help="positions compared")
+    one.add_argument("--length", type=int, default=128, help="tokens per stretch of code")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--suite", metavar="NAME|FILE", help="also greedy pass@1 on this suite, chat prompt")
+    one.add_argument("--limit", type=int, help="only the first N problems")
+    one.add_argument("--max-tokens", type=int, default=512)
+    one.add_argument("--batch", type=int, default=16, help="rows decoded at a time")
+    one.add_argument("--against", default="float32", help="variant that pass@1 is compared with")
+    one.add_argument("--margin", type=float, default=0.05, help="non-inferiority margin (default: 0.05)")
 
 
 if __name__ == "__main__":

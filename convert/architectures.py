@@ -6,6 +6,7 @@ CTranslate2's own loaders (ctranslate2.converters.transformers); it has none for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from ctranslate2.specs import attention_spec, common_spec, transformer_spec
 
+from convert.families import FAMILIES, Family
 from convert.sources import FloatArray, StoredType, TensorSource
 from rrtf_serve.models.errors import ModelError
 
@@ -27,83 +29,8 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": common_spec.Activation.GELUTanh,
 }
 _LINEAR = attention_spec.RotaryScalingType.Linear
+_BY_FREQUENCY = attention_spec.RotaryScalingType.Su
 _TIE_SAMPLE = 1024  # rows compared to find out whether two stored copies are one matrix
-
-
-@dataclass(frozen=True)
-class Family:
-    """`norm_bias`: LayerNorm with bias, else RMSNorm. `rotary`: rotary positions, else learned ones."""
-
-    names: dict[str, dict[str, str]]  # naming -> role -> tensor name without .weight/.bias; {} is the layer
-    gated: bool
-    norm_bias: bool
-    rotary: bool
-    interleaved_in_gguf: bool = False  # query and key rows stored for interleaved rotary positions
-
-
-_GGUF_NAMES = {
-    "embedding": "token_embd",
-    "positions": "position_embd",
-    "final_norm": "output_norm",
-    "output": "output",
-    "attention_norm": "blk.{}.attn_norm",
-    "q": "blk.{}.attn_q",
-    "k": "blk.{}.attn_k",
-    "v": "blk.{}.attn_v",
-    "qkv": "blk.{}.attn_qkv",
-    "o": "blk.{}.attn_output",
-    "ffn_norm": "blk.{}.ffn_norm",
-    "gate": "blk.{}.ffn_gate",
-    "up": "blk.{}.ffn_up",
-    "down": "blk.{}.ffn_down",
-}
-_LLAMA_NAMES = {
-    "embedding": "model.embed_tokens",
-    "final_norm": "model.norm",
-    "output": "lm_head",
-    "attention_norm": "model.layers.{}.input_layernorm",
-    "q": "model.layers.{}.self_attn.q_proj",
-    "k": "model.layers.{}.self_attn.k_proj",
-    "v": "model.layers.{}.self_attn.v_proj",
-    "o": "model.layers.{}.self_attn.o_proj",
-    "ffn_norm": "model.layers.{}.post_attention_layernorm",
-    "gate": "model.layers.{}.mlp.gate_proj",
-    "up": "model.layers.{}.mlp.up_proj",
-    "down": "model.layers.{}.mlp.down_proj",
-}
-_STARCODER2_NAMES = _LLAMA_NAMES | {
-    "up": "model.layers.{}.mlp.c_fc",
-    "down": "model.layers.{}.mlp.c_proj",
-}
-_BIGCODE_NAMES = {
-    "embedding": "transformer.wte",
-    "positions": "transformer.wpe",
-    "final_norm": "transformer.ln_f",
-    "output": "lm_head",
-    "attention_norm": "transformer.h.{}.ln_1",
-    "qkv": "transformer.h.{}.attn.c_attn",
-    "o": "transformer.h.{}.attn.c_proj",
-    "ffn_norm": "transformer.h.{}.ln_2",
-    "up": "transformer.h.{}.mlp.c_fc",
-    "down": "transformer.h.{}.mlp.c_proj",
-}
-
-FAMILIES = {
-    "llama": Family(
-        {"gguf": _GGUF_NAMES, "hf": _LLAMA_NAMES},
-        gated=True,
-        norm_bias=False,
-        rotary=True,
-        interleaved_in_gguf=True,
-    ),
-    "qwen2": Family({"gguf": _GGUF_NAMES, "hf": _LLAMA_NAMES}, gated=True, norm_bias=False, rotary=True),
-    "starcoder": Family(
-        {"gguf": _GGUF_NAMES, "hf": _BIGCODE_NAMES}, gated=False, norm_bias=True, rotary=False
-    ),
-    "starcoder2": Family(
-        {"gguf": _GGUF_NAMES, "hf": _STARCODER2_NAMES}, gated=False, norm_bias=True, rotary=True
-    ),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,13 +85,18 @@ def specify(source: TensorSource) -> Specification:
 
     Raises ModelError naming what is missing, misshapen or not supported.
     """
+    return _Layout(source, known_family(source)).specification()
+
+
+def known_family(source: TensorSource) -> Family:
+    """The table of the source's family. Raises ModelError listing what is known."""
     config = source.config
-    if config.architecture not in FAMILIES:
+    if config.architecture not in FAMILIES or config.naming not in FAMILIES[config.architecture].names:
         raise ModelError(
             f"{source.path}: architecture {config.architecture!r} can't be converted; "
             f"known: {', '.join(sorted(FAMILIES))}"
         )
-    return _Layout(source, FAMILIES[config.architecture]).specification()
+    return FAMILIES[config.architecture]
 
 
 class _Layout:
@@ -182,7 +114,7 @@ class _Layout:
         spec = self._empty_spec()
         decoder = spec.decoder
         decoder.scale_embeddings = False
-        embedding, output = self._embedding_and_output()
+        embedding, output = tied_matrix(self.source, names)
         vocabulary_size = self._rows(embedding)
         decoder.embeddings.weight = self._matrix(embedding, vocabulary_size, config.hidden)
         decoder.projection.weight = self._matrix(output, vocabulary_size, config.hidden)
@@ -192,7 +124,10 @@ class _Layout:
         context_length = config.context_length
         if self.family.rotary:
             # Up to its length a window hides nothing, so without one the model is exactly itself until there.
-            context_length = min(context_length, config.sliding_window or context_length)
+            longest = config.rope_scaling.longest if config.rope_scaling else 0
+            context_length = min(
+                context_length, config.sliding_window or context_length, longest or context_length
+            )
         else:
             positions = f"{names['positions']}.weight"
             context_length = min(context_length, self._rows(positions))
@@ -214,15 +149,18 @@ class _Layout:
         options: dict[str, Any] = {}
         if self.family.rotary:
             scaling = config.rope_scaling
+            kind = (_BY_FREQUENCY if scaling.divisors else _LINEAR) if scaling else None
             options = {
-                "rotary_dim": 0,
+                # 0 is all of a head; the number itself is what CTranslate2's converter writes for Qwen3.
+                "rotary_dim": config.head_dim if self.family.head_norms else 0,
                 "rotary_interleave": False,
                 "rotary_base": config.rope_theta,
                 "num_heads_kv": config.kv_heads if config.kv_heads != config.heads else None,
-                "rotary_scaling_type": _LINEAR if scaling else None,
+                "rotary_scaling_type": kind,
                 "rotary_scaling_factor": scaling.factor if scaling else 1,
+                "qk_norm": self.family.head_norms,
             }
-            if config.head_dim * config.heads != config.hidden:
+            if self.family.head_dim_stated or config.head_dim * config.heads != config.hidden:
                 options["head_dim"] = config.head_dim
         elif config.multi_query:
             options = {"multi_query_attention": True}
@@ -243,8 +181,12 @@ class _Layout:
         self._norm(attention.layer_norm, name["attention_norm"])
         self._norm(ffn.layer_norm, name["ffn_norm"])
         q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        if self.family.head_norms:
+            attention.q_norm.gamma = self._vector(f"{name['q_norm']}.weight", config.head_dim)
+            attention.k_norm.gamma = self._vector(f"{name['k_norm']}.weight", config.head_dim)
+        self._scale_rotary(attention)
         if "qkv" in name and f"{name['qkv']}.weight" in self.source.names:
-            order = self._per_head_order() if config.naming == "hf" else None
+            order = self._per_head_order() if config.naming == "hf" and not self.family.rotary else None
             self._linear(attention.linear[0], [(name["qkv"], q_rows + 2 * kv_rows, order)], config.hidden)
         else:
             # Before their orders are made, which are as long as the configuration says.
@@ -257,22 +199,42 @@ class _Layout:
             ]
             self._linear(attention.linear[0], parts, config.hidden)
         self._linear(attention.linear[1], [(name["o"], config.hidden, None)], q_rows)
-        if self.family.gated:
+        if "gate_up" in name:
+            for part, target in enumerate((ffn.linear_0, ffn.linear_0_noact)):
+                self._half(target, name["gate_up"], part)
+        elif self.family.gated:
             self._linear(ffn.linear_0, [(name["gate"], config.ffn, None)], config.hidden)
             self._linear(ffn.linear_0_noact, [(name["up"], config.ffn, None)], config.hidden)
         else:
             self._linear(ffn.linear_0, [(name["up"], config.ffn, None)], config.hidden)
         self._linear(ffn.linear_1, [(name["down"], config.hidden, None)], config.ffn)
 
-    def _rotary_order(self, heads: int) -> npt.NDArray[np.intp] | None:
-        """Row order that turns GGUF's interleaved rotary pairs into the halves that CTranslate2 rotates.
+    def _scale_rotary(self, attention: Any) -> None:
+        config, scaling = self.config, self.config.rope_scaling
+        if scaling is None or not scaling.divisors:
+            return
+        if len(scaling.divisors) != config.head_dim // 2:
+            raise ModelError(
+                f"{self.source.path}: the rotary scaling has {len(scaling.divisors)} divisors, "
+                f"a head {config.head_dim // 2} frequencies"
+            )
+        divisors = np.array(scaling.divisors, np.float32)
+        # CTranslate2 takes the long table past original_max_position_embeddings, which stays unset.
+        attention.rotary_scaling_long_factor = attention.rotary_scaling_short_factor = divisors
+        if scaling.attention_scale != 1:
+            attention.queries_scale = np.float32(scaling.attention_scale / math.sqrt(config.head_dim))
 
-        In a head, the file's row 2i + j is the original's row j * head_dim / 2 + i.
-        """
+    def _half(self, target: Any, name: str, part: int) -> None:
+        """The first or second half of the rows of a stored matrix, as the gate or the up projection."""
+        ffn, columns = self.config.ffn, self.config.hidden
+        self._expect(f"{name}.weight", (2 * ffn, columns))
+        rows = np.arange(part * ffn, (part + 1) * ffn, dtype=np.intp)
+        target.weight = self._weight((Part(f"{name}.weight", ffn, rows),), columns)
+
+    def _rotary_order(self, heads: int) -> npt.NDArray[np.intp] | None:
         if self.config.naming != "gguf" or not self.family.interleaved_in_gguf:
             return None
-        rows = np.arange(heads * self.config.head_dim, dtype=np.intp)
-        return rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+        return rotary_order(heads, self.config.head_dim)
 
     def _per_head_order(self) -> npt.NDArray[np.intp] | None:
         """GPTBigCode without multi-query attention keeps q, k and v of one head together; split them."""
@@ -333,20 +295,30 @@ class _Layout:
                 f"{self.source.path}: tensor {name} has the shape {found}, the configuration says {shape}"
             )
 
-    def _embedding_and_output(self) -> tuple[str, str]:
-        """The tensors to use as embedding and output matrix: one name twice when the model ties them.
 
-        The source's word counts where it gives one. GGUF gives none: a model without an output matrix is
-        tied, and one with two copies of the same matrix too (see `nearly_equal`); the more precise copy then
-        serves as both.
-        """
-        embedding, output = f"{self.names['embedding']}.weight", f"{self.names['output']}.weight"
-        if output not in self.source.names or self.config.tied:
-            return embedding, embedding
-        if self.config.tied is None and nearly_equal(self.source, embedding, output):
-            better = max(embedding, output, key=self.source.precision)
-            return better, better
-        return embedding, output
+def rotary_order(heads: int, head_dim: int) -> npt.NDArray[np.intp]:
+    """Row order that turns GGUF's interleaved rotary pairs into halves, as everybody else stores them.
+
+    In a head, the file's row 2i + j is the original's row j * head_dim / 2 + i.
+    """
+    rows = np.arange(heads * head_dim, dtype=np.intp)
+    return rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+
+def tied_matrix(source: TensorSource, names: dict[str, str]) -> tuple[str, str]:
+    """The tensors to use as embedding and output matrix: one name twice when the model ties them.
+
+    The source's word counts where it gives one. GGUF gives none: a model without an output matrix is tied,
+    and one with two copies of the same matrix too (see `nearly_equal`); the more precise copy then serves as
+    both. `names` is the family's table in the source's naming.
+    """
+    embedding, output = f"{names['embedding']}.weight", f"{names['output']}.weight"
+    if output not in source.names or source.config.tied:
+        return embedding, embedding
+    if source.config.tied is None and nearly_equal(source, embedding, output):
+        better = max(embedding, output, key=source.precision)
+        return better, better
+    return embedding, output
 
 
 def relative_difference(source: TensorSource, first: str, second: str) -> float:

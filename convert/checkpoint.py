@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from convert.adapter_source import AdapterSource
 from convert.gguf_metadata import GgufMetadata
 from convert.gguf_source import GgufSource
+from convert.gptq_source import GptqSource
+from convert.hf_view import under_hf_names
 from convert.safetensors_source import SafetensorsSource
 from convert.sources import TensorSource
 from convert.tokenizer import read_tokenizer_settings, write_tokenizer
@@ -39,6 +41,9 @@ def open_checkpoint(source: Source) -> Checkpoint:
     if source.kind is Kind.HF:
         facts = hf_facts(source.path)
         return Checkpoint(SafetensorsSource(source.path), facts, partial(_copy_tokenizer, source.path))
+    if source.kind is Kind.GPTQ:
+        facts = hf_facts(source.path)
+        return Checkpoint(GptqSource(source.path), facts, partial(_copy_tokenizer, source.path))
     if source.kind is Kind.ADAPTER:
         return _open_adapter(source)
     raise ModelError(
@@ -50,20 +55,22 @@ def _open_adapter(source: Source) -> Checkpoint:
     base = source.base
     if base is None:
         raise ModelError(f"{source.path}: its base model is not known; name it, or fetch it first")
-    if base.kind is not Kind.HF:
+    if base.kind not in (Kind.HF, Kind.GGUF):
         raise ModelError(
             f"{source.path}: its base {base.path} is a {base.kind} model; "
-            "an adapter can be merged only into a Hugging Face folder"
+            "an adapter can be merged only into a Hugging Face folder or a GGUF file"
         )
-    # An adapter that was trained with a tokenizer of its own keeps that beside it.
-    own = source.path / "tokenizer.json"
-    tokenizer_folder = source.path if own.is_file() else base.path
-    facts = hf_facts(tokenizer_folder, base.path)
-    return Checkpoint(
-        AdapterSource(source.path, SafetensorsSource(base.path)),
-        facts,
-        partial(_copy_tokenizer, tokenizer_folder),
-    )
+    below = open_checkpoint(base)
+    try:
+        tensors = AdapterSource(source.path, under_hf_names(below.tensors))
+        # An adapter that was trained with a tokenizer of its own keeps that beside it.
+        if not (source.path / "tokenizer.json").is_file():
+            return replace(below, tensors=tensors)
+        facts = hf_facts(source.path, base.path if base.kind is Kind.HF else None)
+        return Checkpoint(tensors, facts, partial(_copy_tokenizer, source.path))
+    except ModelError:
+        below.tensors.close()
+        raise
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

@@ -2,27 +2,29 @@
 
     convert(source, Path("out/qwen-int8"))
 
-Needs neither torch nor transformers. Peak memory is a few blocks of weights plus the vocabulary.
+Needs neither torch nor transformers, and peak memory is a few blocks of weights plus the vocabulary; a family
+without a table of ours is handed to convert/whole_model, which needs both and holds the model.
 """
 
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from convert.architectures import Specification, specify
+from convert.card import make_card
 from convert.checkpoint import Checkpoint, open_checkpoint
-from convert.output import new_folder
-from convert.writer import plan, planned_size, write_model
+from convert.foreign import is_foreign
+from convert.output import check_apart, new_folder
+from convert.whole_model import convert_whole
+from convert.writer import check_quantization, plan, planned_size, write_model
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.families import detect_family
-from rrtf_serve.models.folder import Card, write_card
-from rrtf_serve.models.source import Source
-from rrtf_serve.models.tokens import Tokenizer
+from rrtf_serve.models.folder import write_card
+from rrtf_serve.models.records import Record
+from rrtf_serve.models.source import Kind, Source
 
 _TOKENIZER_BYTES = 64 << 20  # tokenizer.json, vocabulary.json and card together, at the most
 
@@ -41,8 +43,10 @@ def convert(
     shows a bar where stderr is a terminal; `force` replaces a model folder that is there already. Raises
     ModelError for what the user can mend, ValueError on an unknown quantisation.
     """
-    if _inside(source, destination):
-        raise ModelError(f"{destination}: lies in or around the source {source.path}; take another folder")
+    check_apart(source, destination)
+    if source.kind is Kind.HF and is_foreign(Record.read(source.path / "config.json")):
+        check_quantization(quantization)
+        return convert_whole(source, destination, quantization, force=force)
     checkpoint = open_checkpoint(source)
     try:
         specification = specify(checkpoint.tensors)
@@ -65,7 +69,15 @@ def convert(
                 write_model(
                     folder / "model.bin", specification, checkpoint.tensors, quantization, on_progress=advance
                 )
-            write_card(_card(source, checkpoint, specification, quantization, folder), folder)
+            card = make_card(
+                source,
+                checkpoint,
+                quantization,
+                folder,
+                context_length=specification.context_length,
+                tied_output=specification.tied_output,
+            )
+            write_card(card, folder)
     finally:
         checkpoint.tensors.close()
     return destination
@@ -90,12 +102,6 @@ def padded_vocabulary(tokens: list[str], size: int, path: Path) -> list[str]:
     return padded
 
 
-def _inside(source: Source, destination: Path) -> bool:
-    target = destination.resolve()
-    folders = [place.resolve() for place in (source.path, *((source.base.path,) if source.base else ()))]
-    return any(target == folder or target in folder.parents or folder in target.parents for folder in folders)
-
-
 def _runtime_config(specification: Specification, checkpoint: Checkpoint) -> dict[str, Any]:
     facts = checkpoint.tokenizer
     config = specification.spec.config
@@ -109,40 +115,3 @@ def _runtime_config(specification: Specification, checkpoint: Checkpoint) -> dic
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
-
-
-def _card(
-    source: Source, checkpoint: Checkpoint, specification: Specification, quantization: str, folder: Path
-) -> Card:
-    facts = checkpoint.tokenizer
-    architecture = checkpoint.tensors.config.architecture
-    family = source.family or detect_family(
-        architecture, Tokenizer.load(folder), source.name, facts.chat_template
-    )
-    return Card(
-        name=source.name,
-        architecture=architecture,
-        family=family,
-        context_length=specification.context_length,
-        quantization=quantization,
-        licence=source.licence,
-        source=_origin(source),
-        tools={tool: version(tool) for tool in ("rrtf-serve", "ctranslate2", "gguf", "numpy")},
-        tied_output=specification.tied_output,
-        size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
-        bos_token=facts.bos_token,
-        add_bos=facts.add_bos,
-        end_tokens=facts.end_tokens,
-        chat_template=facts.chat_template,
-    )
-
-
-def _origin(source: Source) -> dict[str, Any]:
-    record: dict[str, Any] = {"kind": str(source.kind), "file": source.path.name}
-    if source.digest:
-        record["sha256"] = source.digest
-    if source.origin:
-        record["origin"] = source.origin
-    if source.base:
-        record["base"] = _origin(source.base) | {"name": source.base.name}
-    return record

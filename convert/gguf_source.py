@@ -6,6 +6,7 @@ Key names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from convert.gguf_metadata import GgufMetadata, TensorInfo, read_metadata
-from convert.sources import (
-    MAX_HEADS,
-    DataFile,
-    FloatArray,
-    ModelConfig,
-    RopeScaling,
-    StoredType,
-    missing,
-)
+from convert.rope import RopeScaling
+from convert.sources import MAX_HEADS, DataFile, FloatArray, ModelConfig, StoredType, missing
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.records import MAX_COUNT
 
@@ -29,11 +23,14 @@ from rrtf_serve.models.records import MAX_COUNT
 _ACTIVATIONS = {
     "llama": "silu",
     "qwen2": "silu",
+    "qwen3": "silu",
     "starcoder": "gelu_pytorch_tanh",
     "starcoder2": "gelu_pytorch_tanh",
 }
 # StarCoder2 was trained with this window at every size (arXiv 2402.19173, section 6.1); GGUF files omit it.
 _STARCODER2_WINDOW = 4096
+
+_DIVISORS = "rope_freqs.weight"
 
 # gguf works through 16 rows at a time; rows are regrouped so that 16 fill about this many bytes of float32.
 _CACHE_BYTES = 1 << 20
@@ -54,6 +51,10 @@ class GgufSource:
         for tensor in self.metadata.tensors:
             self._check(tensor)
         self._file = DataFile(path)
+        if _DIVISORS in self._tensors:  # Llama 3.1's scaling, worked out already
+            divisors = self.rows(_DIVISORS, 0, self.shape(_DIVISORS)[0])
+            scaling = RopeScaling(divisors=tuple(map(float, divisors.reshape(-1))))
+            self.config = replace(self.config, rope_scaling=scaling)
 
     @property
     def names(self) -> Collection[str]:
@@ -133,7 +134,7 @@ def _known(number: int) -> GGMLQuantizationType | None:
 
 
 def read_config(metadata: GgufMetadata) -> ModelConfig:
-    """Raises ModelError on an architecture outside `architectures.FAMILIES` and on fields that are absent."""
+    """Raises ModelError on an architecture outside `families.FAMILIES` and on fields that are absent."""
     architecture = metadata.text("general.architecture")
     if architecture not in _ACTIVATIONS:
         raise ModelError(
@@ -155,7 +156,7 @@ def read_config(metadata: GgufMetadata) -> ModelConfig:
     hidden = integer("embedding_length")
     kv_heads = integer("attention.head_count_kv", heads)
     head_dim = integer("attention.key_length", hidden // heads)
-    norm = "layer_norm_rms_epsilon" if architecture in ("llama", "qwen2") else "layer_norm_epsilon"
+    norm = "layer_norm_rms_epsilon" if architecture in ("llama", "qwen2", "qwen3") else "layer_norm_epsilon"
     rotary = metadata.integer(f"{architecture}.rope.dimension_count")
     if rotary not in (None, head_dim) and architecture != "starcoder":
         raise ModelError(
@@ -182,11 +183,6 @@ def read_config(metadata: GgufMetadata) -> ModelConfig:
 
 
 def _rope_scaling(metadata: GgufMetadata, architecture: str) -> RopeScaling | None:
-    if any(tensor.name == "rope_freqs.weight" for tensor in metadata.tensors):
-        raise ModelError(
-            f"{metadata.path}: Llama 3.1's rotary scaling is stored as a table here (rope_freqs.weight), "
-            "which CTranslate2 can't take; convert the model's Hugging Face folder instead"
-        )
     kind = metadata.text(f"{architecture}.rope.scaling.type", "none")
     if kind == "none":
         return None

@@ -11,9 +11,19 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.source import Source
 
 _LOCK = ".lock"
 _SPARE_BYTES = 16 << 20  # left free on the disk after the folder
+
+
+def check_apart(source: Source, destination: Path) -> None:
+    """Raises ModelError where `destination` is, holds or lies in what it would be made from."""
+    target = destination.resolve()
+    for place in (source.path, *((source.base.path,) if source.base else ())):
+        folder = place.resolve()
+        if target == folder or target in folder.parents or folder in target.parents:
+            raise ModelError(f"{destination}: lies in or around the source {place}; take another folder")
 
 
 @contextmanager
@@ -64,9 +74,11 @@ def _check_destination(destination: Path, *, force: bool) -> None:
         raise ModelError(f"{destination}: exists already; add --force to replace it, or take another folder")
     if destination.is_symlink() or not destination.is_dir():
         raise ModelError(f"{destination}: not a folder; --force replaces model folders only")
-    if any(destination.iterdir()) and not (destination / "model.bin").is_file():
+    marks = ("rrtf.json", "model.bin")  # a folder of ours, or of CTranslate2's own converter
+    if any(destination.iterdir()) and not any((destination / mark).is_file() for mark in marks):
         raise ModelError(
-            f"{destination}: holds no converted model (no model.bin); --force replaces model folders only"
+            f"{destination}: holds no converted model (neither rrtf.json nor model.bin); --force replaces "
+            "converted models only"
         )
 
 

@@ -15,15 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.sources import (
-    MAX_HEADS,
-    DataFile,
-    FloatArray,
-    ModelConfig,
-    RopeScaling,
-    StoredType,
-    missing,
-)
+from convert.hf_config import read_config
+from convert.sources import DataFile, FloatArray, ModelConfig, StoredType, missing
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.records import Record
 
@@ -31,12 +24,6 @@ _MAX_HEADER = 100_000_000  # the format's own limit, bytes
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _STORED: dict[str, StoredType] = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
-_ARCHITECTURES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "gpt_bigcode": "starcoder",
-    "starcoder2": "starcoder2",
-}
 
 
 @dataclass(frozen=True)
@@ -114,11 +101,14 @@ class SafetensorsFile:
 
 
 class SafetensorsSource:
-    """A Hugging Face folder as a TensorSource. Raises ModelError on an absent, damaged or cut-short shard."""
+    """A Hugging Face folder as a TensorSource. Raises ModelError on an absent, damaged or cut-short shard.
 
-    def __init__(self, path: Path) -> None:
+    `config` replaces what config.json says, for folders that it describes in another way.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig | None = None) -> None:
         self.path = path
-        self.config = read_config(path)
+        self.config = config or read_config(Record.read(path / "config.json"))
         self._files: dict[Path, SafetensorsFile] = {}
         self._places: dict[str, SafetensorsFile] = {}
         try:
@@ -133,23 +123,24 @@ class SafetensorsSource:
         return self._places.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._entry(name).shape
+        return self.entry(name).shape
 
     def stored_type(self, name: str) -> StoredType:
-        return _STORED.get(self._entry(name).dtype, "float32")
+        return _STORED.get(self.entry(name).dtype, "float32")
 
     def precision(self, name: str) -> float:
-        return float(8 * _WIDTHS.get(self._entry(name).dtype, 4))
+        return float(8 * _WIDTHS.get(self.entry(name).dtype, 4))
 
     def rows(self, name: str, start: int, stop: int) -> FloatArray:
-        self._entry(name)
+        self.entry(name)
         return self._places[name].rows(name, start, stop)
 
     def close(self) -> None:
         for file in self._files.values():
             file.file.close()
 
-    def _entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> Entry:
+        """Type, shape and place of a tensor of any type. Raises ModelError when there is none."""
         if name not in self._places:
             raise missing(self, name)
         return self._places[name].entries[name]
@@ -157,6 +148,8 @@ class SafetensorsSource:
     def _open(self) -> None:
         index = self.path / "model.safetensors.index.json"
         single = self.path / "model.safetensors"
+        if not single.is_file() and len(found := list(self.path.glob("*.safetensors"))) == 1:
+            single = found[0]  # AutoGPTQ names the file after its settings
         if index.is_file():
             weight_map = Record.read(index).record("weight_map").values
             for name, shard in weight_map.items():
@@ -173,9 +166,9 @@ class SafetensorsSource:
             self._places = dict.fromkeys(file.entries, file)
         else:
             pickled = sorted(path.name for path in self.path.glob("*.bin"))
-            found = f" {', '.join(pickled)} can run code when loaded and is not read;" if pickled else ""
+            seen = f" {', '.join(pickled)} can run code when loaded and is not read;" if pickled else ""
             raise ModelError(
-                f"{self.path}: no model.safetensors and no model.safetensors.index.json;{found} "
+                f"{self.path}: no model.safetensors and no model.safetensors.index.json;{seen} "
                 "save the model as safetensors"
             )
 
@@ -193,74 +186,22 @@ class SafetensorsSource:
         return self._files[path]
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Facts from config.json. Raises ModelError on an unknown or quantised model and on wrong values."""
-    record = Record.read(folder / "config.json")
-    model_type = record.text("model_type")
-    if model_type not in _ARCHITECTURES:
-        raise ModelError(
-            f"{record.path}: model_type {model_type!r} can't be converted; "
-            f"known: {', '.join(sorted(_ARCHITECTURES))}"
-        )
-    if record.values.get("quantization_config"):
-        method = record.record("quantization_config").text("quant_method", "unknown")
-        raise ModelError(f"{folder}: is quantised already ({method}); convert the model it was made from")
-    return _bigcode_config(record) if model_type == "gpt_bigcode" else _rotary_config(record, model_type)
+def safetensors_files(folder: Path) -> list[SafetensorsFile]:
+    """The weight files of a folder, opened: the shards that its index names, or the single file.
 
-
-def _bigcode_config(record: Record) -> ModelConfig:
-    heads, hidden = record.count("n_head", most=MAX_HEADS), record.count("n_embd")
-    multi_query = record.flag("multi_query", True)
-    return ModelConfig(
-        architecture="starcoder",
-        naming="hf",
-        layers=record.count("n_layer"),
-        heads=heads,
-        kv_heads=1 if multi_query else heads,
-        head_dim=hidden // heads,
-        hidden=hidden,
-        ffn=record.count("n_inner", 4 * hidden),
-        context_length=record.count("n_positions"),
-        norm_epsilon=record.number("layer_norm_epsilon", 1e-5),
-        activation=record.text("activation_function", "gelu_pytorch_tanh"),
-        tied=record.flag("tie_word_embeddings", True),
-        multi_query=multi_query,
-    )
-
-
-def _rotary_config(record: Record, model_type: str) -> ModelConfig:
-    heads = record.count("num_attention_heads", most=MAX_HEADS)
-    hidden = record.count("hidden_size")
-    starcoder2 = model_type == "starcoder2"
-    windowed = starcoder2 or (model_type == "qwen2" and record.flag("use_sliding_window", False))
-    # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling.
-    rope = record.record("rope_parameters")
-    scaling = rope if rope.values else record.record("rope_scaling")
-    return ModelConfig(
-        architecture=_ARCHITECTURES[model_type],
-        naming="hf",
-        layers=record.count("num_hidden_layers"),
-        heads=heads,
-        kv_heads=record.count("num_key_value_heads", 2 if starcoder2 else heads),
-        head_dim=record.count("head_dim", hidden // heads),
-        hidden=hidden,
-        ffn=record.count("intermediate_size"),
-        context_length=record.count("max_position_embeddings"),
-        norm_epsilon=record.number("norm_epsilon", 1e-5)
-        if starcoder2
-        else record.number("rms_norm_eps", 1e-6),
-        activation=record.text("hidden_act", "gelu_pytorch_tanh" if starcoder2 else "silu"),
-        rope_theta=scaling.number("rope_theta", record.number("rope_theta", 10_000.0)),
-        rope_scaling=_rope_scaling(scaling),
-        sliding_window=record.optional_count("sliding_window") if windowed else None,
-        tied=record.flag("tie_word_embeddings", starcoder2),
-    )
-
-
-def _rope_scaling(record: Record) -> RopeScaling | None:
-    kind = record.text("rope_type") or record.text("type", "default")
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return RopeScaling(record.number("factor", 1.0))
-    raise ModelError(f"{record.path}: rotary scaling {kind!r} can't be converted; known: default, linear")
+    Raises ModelError on one that is absent, damaged or cut short.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = {str(name) for name in Record.read(index).record("weight_map").values.values()}
+    if any(Path(name).name != name for name in names):
+        raise ModelError(f"{index}: names files outside the folder")
+    opened: list[SafetensorsFile] = []
+    try:
+        opened.extend(SafetensorsFile(folder / name) for name in sorted(names))
+    except ModelError:
+        for file in opened:
+            file.file.close()
+        raise
+    return opened

@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from convert.rope import RopeScaling
 from rrtf_serve.models.errors import ModelError
 
 FloatArray = npt.NDArray[np.float32]
@@ -27,17 +28,10 @@ MAX_HEADS = (1 << 15) - 1  # model.bin holds their number in 16 bits
 
 
 @dataclass(frozen=True)
-class RopeScaling:
-    """Linear stretching of rotary positions: they are divided by `factor`."""
-
-    factor: float
-
-
-@dataclass(frozen=True)
 class ModelConfig:
     """The facts that decide how the weights are laid out and run. Sizes in elements, lengths in tokens."""
 
-    architecture: str  # key into architectures.FAMILIES
+    architecture: str  # key into families.FAMILIES
     naming: Naming
     layers: int
     heads: int

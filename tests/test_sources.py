@@ -20,8 +20,10 @@ from tiny_models import CONFIGS, write_gguf, write_hf
 
 from convert.gguf_metadata import read_metadata
 from convert.gguf_source import GgufSource
-from convert.safetensors_source import SafetensorsFile, SafetensorsSource, read_config
+from convert.hf_config import read_config
+from convert.safetensors_source import SafetensorsFile, SafetensorsSource
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.records import Record
 
 
 def readable(kind: Type) -> bool:
@@ -271,11 +273,21 @@ def test_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma"}, "'gemma'.*known: gpt_bigcode, llama, qwen2, starcoder2"),
+        (
+            {"model_type": "gemma"},
+            "'gemma'.*known: gpt_bigcode, llama, mistral, phi3, qwen2, qwen3, starcoder2",
+        ),
         ({"hidden_size": "32"}, "hidden_size is '32'"),
         ({"num_hidden_layers": None}, "num_hidden_layers is None"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised already.*awq"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rotary scaling 'llama3'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 8.0}}, "rotary scaling 'dynamic'.*known"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 0}}, "factor of the rotary scaling is 0"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 4}},
+            "low_freq_factor is 4.0, not below",
+        ),
+        ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1, 2]}}, "short_factor.*4 positive"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "50% of each head"),
         ({"rope_parameters": []}, "rope_parameters is"),
         ({"rope_parameters": {"rope_theta": 10**400}}, r"config\.json: rope_theta is 1000"),
         ({"rope_parameters": None, "rope_theta": 10**400}, r"config\.json: rope_theta is 1000"),
@@ -293,7 +305,7 @@ def test_a_configuration_that_cannot_be_converted_is_named(
     record = json.loads((llama / "config.json").read_text("utf-8")) | changes
     (tmp_path / "config.json").write_text(json.dumps(record), "utf-8")
     with pytest.raises(ModelError, match=message):
-        read_config(tmp_path)
+        read_config(Record.read(tmp_path / "config.json"))
 
 
 @pytest.mark.parametrize(("name", "key"), [("llama", "num_hidden_layers"), ("starcoder", "n_layer")])
@@ -312,7 +324,7 @@ def test_configurations_of_older_transformers_are_read(llama: Path, tmp_path: Pa
     del record["rope_parameters"]
     record |= {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
     (tmp_path / "config.json").write_text(json.dumps(record), "utf-8")
-    config = read_config(tmp_path)
+    config = read_config(Record.read(tmp_path / "config.json"))
     assert config.rope_theta == 5e5
     assert config.rope_scaling is not None and config.rope_scaling.factor == 2.0
 
@@ -322,7 +334,8 @@ def test_every_fact_equals_the_one_transformers_reads(name: str, tmp_path: Path)
     import transformers
 
     folder = write_hf(tmp_path / name, name)
-    ours, theirs = read_config(folder), transformers.AutoConfig.from_pretrained(folder)
+    ours = read_config(Record.read(folder / "config.json"))
+    theirs = transformers.AutoConfig.from_pretrained(folder)
     assert ours.layers == theirs.num_hidden_layers
     assert (ours.heads, ours.hidden) == (theirs.num_attention_heads, theirs.hidden_size)
     assert ours.context_length == theirs.max_position_embeddings

@@ -135,6 +135,22 @@ def test_the_card_is_shown_whole_and_escaped() -> None:
     assert "Sign out" not in head_html("T", None, None)
 
 
+def test_parity_is_shown_figure_by_figure() -> None:
+    parity = {
+        "top1_agreement": {"value": 0.9448, "low": 0.9385, "high": 0.9507, "n": 4096},
+        "mean_kl": {"value": 0.01467, "low": 0.01366, "high": 0.01578, "n": 4096},
+        "reference": {"name": "<qwen>", "quantization": "float32"},
+        "warnings": ["<b>another source</b>"],
+    }
+    record = {**MODEL, "card": {**MODEL["card"], "parity": parity}}
+    shown = dict(rows(record))
+    assert shown["Top-1 agreement"] == "94.48 % (93.85 % to 95.07 %)"
+    assert shown["Mean KL"] == "0.0147 nats per token (0.0137 to 0.0158)"
+    page = card_html(record, "http://a/v1")
+    assert "&lt;qwen&gt; in float32" in page and "<b>" not in page
+    assert "Mean KL" not in dict(rows({**MODEL, "card": {**MODEL["card"], "parity": "text"}}))
+
+
 @pytest.mark.parametrize("card", [None, {}, {"licence": "", "source": {}, "parity": None, "tools": {}}])
 def test_a_bare_model_s_unknown_licence_is_said_to_be_unknown(card: dict[str, Any] | None) -> None:
     shown = dict(rows({"id": "bare", "card": card}))

@@ -12,7 +12,7 @@ import pytest
 from ctranslate2.converters import TransformersConverter
 from tiny_models import write_hf
 
-from convert import writer
+from convert import blocks
 from convert.architectures import Part, Specification, Weight, specify
 from convert.safetensors_source import SafetensorsSource
 from convert.sources import FloatArray, ModelConfig, StoredType
@@ -23,7 +23,7 @@ from rrtf_serve.models.folder import QUANTIZATIONS
 # The families that CTranslate2 has a converter for, and every type that weights are stored in.
 STORED = (
     ("llama", "float32"), ("llama-biased", "float16"), ("qwen2", "float32"), ("qwen2", "bfloat16"),
-    ("starcoder", "float32"), ("starcoder", "float16"),
+    ("starcoder", "float32"), ("starcoder", "float16"), ("mistral", "float32"), ("qwen3", "bfloat16"),
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_bytes_do_not_depend_on_the_blocks(
 ) -> None:
     with closing(SafetensorsSource(folder)) as source:
         write_model(tmp_path / "whole.bin", specify(source), source, quantization)
-        monkeypatch.setattr(writer, "_BLOCK_BYTES", 7 * 4 * 32)  # seven rows: divides no tensor evenly
+        monkeypatch.setattr(blocks, "_BLOCK_BYTES", 7 * 4 * 32)  # seven rows: divides no tensor evenly
         write_model(tmp_path / "blocks.bin", specify(source), source, quantization)
     assert (tmp_path / "blocks.bin").read_bytes() == (tmp_path / "whole.bin").read_bytes()
 
@@ -140,7 +140,7 @@ class Model:
 
 
 def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_BLOCK_BYTES", 64 * 1024)
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 64 * 1024)
     source = Arrays(big=np.random.default_rng(0).standard_normal((3000, 64), dtype=np.float32))
     for quantization in QUANTIZATIONS:
         written(source, tmp_path, quantization)

@@ -38,7 +38,51 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "LlamaConfig",
         _SHAPE | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}},
     ),
+    "llama-llama3-rope": (
+        "LlamaConfig",
+        _SHAPE
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "rope_theta": 1000.0,
+            }
+        },
+    ),
+    "mistral": ("MistralConfig", _SHAPE | {"sliding_window": None, "head_dim": 8}),
+    "mistral-windowed": ("MistralConfig", _SHAPE | {"sliding_window": 16, "head_dim": 8}),
+    "phi3": (
+        "Phi3Config",
+        _SHAPE
+        | {
+            "pad_token_id": 0,
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1000.0,
+                "original_max_position_embeddings": 64,
+                "short_factor": [1.0, 1.1, 1.3, 2.0],
+                "long_factor": [1.0, 2.0, 4.0, 8.0],
+            },
+        },
+    ),
     "qwen2": ("Qwen2Config", _SHAPE | {"tie_word_embeddings": True}),
+    "qwen2-yarn": (
+        "Qwen2Config",
+        _SHAPE
+        | {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "rope_theta": 1000.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "qwen3": ("Qwen3Config", _SHAPE | {"head_dim": 16}),
     "starcoder": ("GPTBigCodeConfig", _BIGCODE),
     "starcoder-multi-head": (
         "GPTBigCodeConfig",
@@ -98,13 +142,21 @@ def weights(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def write_gguf(
-    path: Path, folder: Path, *, types: dict[str, Type] | None = None, extra: dict[str, Any] | None = None
+    path: Path,
+    folder: Path,
+    *,
+    types: dict[str, Type] | None = None,
+    extra: dict[str, Any] | None = None,
+    add_bos: bool = False,
 ) -> Path:
     """The GGUF file of a folder. `types` quantises tensors by GGUF name; `extra` adds or replaces some."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    architecture = {"gpt_bigcode": "starcoder"}.get(config["model_type"], config["model_type"])
+    architecture = {"gpt_bigcode": "starcoder", "mistral": "llama"}.get(
+        config["model_type"], config["model_type"]
+    )
     writer = gguf.GGUFWriter(path, architecture)
     _write_fields(writer, config, architecture)
+    writer.add_add_bos_token(add_bos)
     tensors = {_gguf_name(name): value for name, value in weights(folder).items()} | (extra or {})
     for name, value in tensors.items():
         kind = (types or {}).get(name, Type.F32)
@@ -132,7 +184,8 @@ _NAME_PARTS = {
     "model.norm": "output_norm", "transformer.ln_f": "output_norm", "lm_head": "output",
     "model.layers": "blk", "transformer.h": "blk",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
     "input_layernorm": "attn_norm", "ln_1": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "ln_2": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
@@ -154,7 +207,9 @@ def _write_fields(writer: gguf.GGUFWriter, config: dict[str, Any], architecture:
     writer.add_feed_forward_length(config["n_inner"] if bigcode else config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(1 if bigcode else config["num_key_value_heads"])
-    if architecture in ("llama", "qwen2"):
+    if architecture == "qwen3":
+        writer.add_key_length(config["head_dim"])
+    if architecture in ("llama", "qwen2", "qwen3"):
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     else:
         writer.add_layer_norm_eps(config["layer_norm_epsilon" if bigcode else "norm_epsilon"])

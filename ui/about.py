@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import gradio as gr
 
+from rrtf_serve.models.parity import parity_facts
 from ui import status
 from ui.gate import ICON
 from ui.server import AnswerError, Server
@@ -40,8 +41,10 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Source", source.get("origin") or source.get("file")),
         ("Source SHA-256", source.get("sha256")),
         ("Converted with", _listed(card.get("tools") or {})),
-        ("Checked against the source", _listed(card.get("parity") or {})),
     ]
+    parity = card.get("parity")
+    facts = parity_facts(parity) if isinstance(parity, Mapping) else []
+    found += [(label[:1].upper() + label[1:], text) for label, text in facts]
     return [(label, str(value)) for label, value in found if value]
 
 

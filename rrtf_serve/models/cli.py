@@ -17,6 +17,7 @@ from rrtf_serve.models.disk import size_text
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import read_card
 from rrtf_serve.models.inventory import Entry
+from rrtf_serve.models.parity import parity_facts
 from rrtf_serve.models.source import Kind, Source, detect_kind
 from rrtf_serve.models.store import WHAT_A_SPEC_IS, Store
 
@@ -116,7 +117,12 @@ def _show(store: Store, arguments: argparse.Namespace) -> int:
     _print_facts(facts)
     for folder, card in cards:
         print(f"\n{folder}")
-        _print_facts(card.public(), "  ")
+        facts = card.public()
+        parity = parity_facts(facts.pop("parity"))
+        _print_facts(facts, "  ")
+        if parity:
+            print("  against its source:")
+            _print_facts(dict(parity), "    ")
     return 0
 
 

@@ -56,11 +56,14 @@ class Verified:
 def folder_digest(folder: Path, verified: Verified) -> str:
     """SHA-256 over the sorted lines `<name> <digest>` of a folder's weights, configurations and tokenizer.
 
+    The card (rrtf.json) is left out: a model that has been measured is still the same model.
     Files of the Hugging Face cache are links to blobs named by their digest, which is taken as it stands.
     """
     lines = []
     for path in sorted(folder.iterdir()):
         if path.suffix not in (".safetensors", ".json", ".jinja", ".txt") or not path.is_file():
+            continue
+        if path.name == "rrtf.json":
             continue
         blob = path.resolve().name
         known = path.is_symlink() and BLOB.fullmatch(blob)

@@ -12,6 +12,7 @@ chat_template.jinja where they lie, and what is still unknown must be said on th
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -44,6 +45,7 @@ class Card:
     add_bos: bool = False
     end_tokens: list[str] = field(default_factory=list)  # generation ends at any of these
     chat_template: str = ""  # untrusted jinja2 text; empty: the family's own format
+    recipe: dict[str, Any] | None = None  # how a calibrated quantisation was made: settings, calibration data
     parity: dict[str, Any] | None = None  # filled by `rrtf-convert verify`
     format: int = CARD_FORMAT
 
@@ -55,7 +57,16 @@ class Card:
 
 
 def write_card(card: Card, folder: Path) -> None:
-    (folder / "rrtf.json").write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    """Write the folder's card, whole or not at all: a card that is there stays until the new one is."""
+    fresh = folder / f".rrtf.json.{os.getpid()}"
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(folder / "rrtf.json")
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def read_card(folder: Path) -> Card | None:
@@ -112,7 +123,7 @@ def describe(folder: Path, *, name: str, family: str | None, context_length: int
     `family` and `context_length` (tokens), where given, override what the folder says. Raises ModelError
     naming the missing file or flag.
     """
-    card = read_card(folder) or _foreign_card(folder, name, context_length)
+    card = read_card(folder) or foreign_card(folder, name, context_length)
     return adjusted(card, family=family, context_length=context_length)
 
 
@@ -127,7 +138,12 @@ def adjusted(card: Card, *, family: str | None, context_length: int | None) -> C
     return card if family is None else replace(card, family=family)
 
 
-def _foreign_card(folder: Path, name: str, context_length: int | None) -> Card:
+def foreign_card(folder: Path, name: str, context_length: int | None) -> Card:
+    """A card from what other converters leave beside model.bin.
+
+    `context_length` (tokens) is for folders that don't say; without it they are a ModelError that names the
+    flag, as is a damaged file.
+    """
     config = Record.read_if_there(folder / "config.json")
     settings = Record.read_if_there(folder / "tokenizer_config.json")
     limit = settings.values.get("model_max_length")

@@ -102,7 +102,7 @@ def _is_gptq(path: Path) -> bool:
     """GPTQ is said in config.json; older writers said it in quantize_config.json alone."""
     quantization = read_json(path / "config.json").get("quantization_config")
     if isinstance(quantization, dict):
-        return quantization.get("quant_method") == "gptq"
+        return str(quantization.get("quant_method")).lower() == "gptq"
     return (path / "quantize_config.json").is_file()
 
 

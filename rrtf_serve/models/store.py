@@ -63,6 +63,16 @@ class Store:
         source = self._resolve(spec, revision, progress)
         return self._with_base(source, progress) if source.kind is Kind.ADAPTER else source
 
+    def fetch_adapter(self, spec: str, base: Source, *, progress: bool = True) -> Source:
+        """The adapter that `spec` names, on `base` instead of the model that its own settings name.
+
+        Raises ModelError where it can't be had or is no adapter.
+        """
+        source = self._resolve(spec, None, progress)
+        if source.kind is not Kind.ADAPTER:
+            raise ModelError(f"{source.path}: a {source.kind} model, not a PEFT adapter")
+        return replace(source, base=base)
+
     def _resolve(self, spec: str, revision: str | None, progress: bool) -> Source:
         path = Path(spec).expanduser()
         try:

@@ -1,0 +1,139 @@
+"""What `rrtf-convert gptq` refuses before it quantises anything; needs no GPTQ library."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_gptq import write_packable
+from tiny_models import write_hf
+
+from convert import gptq_backends
+from convert.cli import main
+from convert.gptq import Options, quantise
+from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.source import Source
+from rrtf_serve.models.store import Store
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    folder = tmp_path_factory.mktemp("models")
+    store = Store(folder / "home")
+    for family in ("llama", "starcoder", "starcoder2"):
+        write_packable(folder / family, family)
+    write_hf(folder / "narrow", "qwen2")  # keys and values of 16 rows
+    names = ("llama", "starcoder", "starcoder2", "narrow")
+    return {name: store.fetch(str(folder / name), progress=False) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"bits": 5}, "--bits 5: should be one of 8, 4, 3"),
+        ({"group_size": 100}, "--group-size 100: should be one of -1, 16, 32"),
+        (
+            {"backend": "bitsandbytes"},
+            "--backend bitsandbytes: should be one of gptqmodel, optimum, auto-gptq",
+        ),
+        ({"damp": 0.0}, "--damp 0.0: should lie between 0 and 1"),
+        ({"samples": 0}, "--samples 0"),
+    ],
+)
+def test_values_that_make_no_sense_name_the_flag(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Options(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        (
+            "llama",
+            {"group_size": 128},
+            r"--group-size 128: does not divide the 64 inputs .* take 16, 32, 64 or -1",
+        ),
+        ("llama", {"seqlen": 300}, "--seqlen 300: the model's context is 256 tokens long"),
+        ("llama", {"calibration": "humaneval"}, "--calibration humaneval: is an evaluation suite"),
+    ],
+)
+def test_flags_that_do_not_fit_the_model(
+    sources: dict[str, Source], tmp_path: Path, name: str, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        quantise(sources[name], tmp_path / "out", Options(**({"group_size": 32} | options)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "reason"),
+    [
+        ("narrow", "gptqmodel", "has matrices of 16 rows or columns; the format packs both by 32"),
+        ("starcoder", "optimum", "TorchAtenLinear.*; take --backend gptqmodel"),
+        (
+            "starcoder2",
+            "optimum",
+            "can't quantise starcoder2: it takes llama, qwen2; take --backend gptqmodel",
+        ),
+        ("starcoder2", "auto-gptq", "auto-gptq 0.7.1 is older than this architecture"),
+    ],
+)
+def test_models_that_a_backend_does_not_take(
+    sources: dict[str, Source], tmp_path: Path, name: str, backend: str, reason: str
+) -> None:
+    with pytest.raises(ModelError, match=reason):
+        quantise(sources[name], tmp_path / "out", Options(backend=backend, group_size=32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_gptq_needs_its_environment_and_a_cuda_device(
+    sources: dict[str, Source], tmp_path: Path
+) -> None:
+    options = Options(backend="auto-gptq", group_size=32)
+
+    def refusal(python: Path) -> str:
+        with pytest.raises(ModelError) as error:
+            quantise(sources["llama"], tmp_path / "out", options, auto_gptq_python=python)
+        return str(error.value)
+
+    assert "no such interpreter" in refusal(tmp_path / "absent") and "make auto-gptq" in refusal(
+        tmp_path / "x"
+    )
+    assert "has no working auto-gptq" in refusal(Path(sys.executable))
+    stand_in = tmp_path / "python"
+    stand_in.write_text("#!/bin/sh\necho False\n", "utf-8")
+    stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)
+    assert "quantises on a CUDA device only, and none is seen here" in refusal(stand_in)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq_backends.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"gptqmodel is not installed; pip install 'rrtf-serve\[gptq\]'"):
+        gptq_backends.BACKENDS["gptqmodel"].interpreter(None)
+
+
+def test_the_command_exits_with_2_on_a_flag_and_1_on_a_model(
+    sources: dict[str, Source],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RRTF_HOME", str(tmp_path / "home"))
+    llama, starcoder = (str(sources[name].path) for name in ("llama", "starcoder"))
+    assert main(["gptq", llama, "-o", str(tmp_path / "a"), "--bits", "7"]) == 2
+    assert "rrtf-convert gptq: --bits 7" in capsys.readouterr().err
+    command = ["gptq", starcoder, "-o", str(tmp_path / "b"), "--backend", "optimum", "--group-size", "32"]
+    assert main(command) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("rrtf-convert: ")
+
+
+def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["gptq", "--help"])
+    assert exit_.value.code == 0
+    assert "rrtf-convert gptq qwen2.5-coder-0.5b-instruct -o qwen-gptq4" in capsys.readouterr().out
