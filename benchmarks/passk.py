@@ -43,7 +43,15 @@ from rrtf_serve.sandbox.judge import Sandbox
 
 ENGINES = ("ct2", "http", "torch")
 # Settings that the default folder's name tells apart where they are not the usual ones, and how.
-NAMED = {"top_p": "p", "max_tokens": "m", "seed": "s", "batch": "b", "prompt_spread": "spread", "dtype": "", "device": ""}
+NAMED = {
+    "top_p": "p",
+    "max_tokens": "m",
+    "seed": "s",
+    "batch": "b",
+    "prompt_spread": "spread",
+    "dtype": "",
+    "device": "",
+}
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from convert.checkpoint import open_checkpoint
 from convert.ct2 import convert
 from convert.parity import FloatArray
 from convert.writer import plan, planned_size
-from rrtf_serve.engine.ct2 import available_cores
+from rrtf_serve.engine.cores import available_cores
 from rrtf_serve.engine.ct2_batch import to_numpy, trim_memory
 from rrtf_serve.engine.ct2_files import learned_positions, read_vocabulary
 from rrtf_serve.models.errors import ModelError
