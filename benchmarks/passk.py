@@ -158,7 +158,7 @@ def _draw(
     """What the report says of the model, the output folder, and the keys of each part's samples in it. The
     folder is this run's alone until `held` closes."""
     with _sampler(config) as sampler:
-        folder = config.output or _folder(config, sampler.model)
+        folder = config.output or output_folder(config, sampler.model)
         for _, run in runs:  # what is refused leaves no folder behind
             sampler.check([render(problem, run.format) for problem in run.problems])
         held.enter_context(open_alone(folder / ".lock"))
@@ -244,7 +244,7 @@ def _sampler(config: PasskConfig) -> Iterator[Sampler]:
         engine.close()
 
 
-def _folder(config: PasskConfig, model: str) -> Path:
+def output_folder(config: PasskConfig, model: str) -> Path:
     """One for each way of making samples, so that the next run with other settings is not refused."""
     first = config.parts()[0]
     source = f"http-{urlsplit(config.url).netloc}" if config.url else config.engine
