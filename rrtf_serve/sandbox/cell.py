@@ -153,6 +153,13 @@ class Cell:
             self.close()
         return ended
 
+    def hang_up(self) -> None:
+        """End what runs, from any thread; whoever waits for it gets a CellError."""
+        host = self._socket
+        if host is not None:
+            with contextlib.suppress(OSError):  # closed meanwhile, or nobody at the other end
+                host.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End the zygote and everything in it; idempotent."""
         if self._socket is not None:

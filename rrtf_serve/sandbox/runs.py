@@ -98,6 +98,13 @@ def judge_stdio(job: StdioJob, limits: Limits, level: Level, cell: Cell) -> Judg
             break
         if problem and job.stop_early:
             break
+        if outcome.kind is not None:
+            # Every other case would take as long, and no verdict would be another.
+            rest = range(number + 1, len(job.cases))
+            tests += [
+                TestResult(f"case {n}", False, "not reached", "a case before broke a limit") for n in rest
+            ]
+            break
     status = _status(worst, tests, len(job.cases))
     return Verdict(
         status, level, worst.kind, tuple(tests), _first_problem(worst, tests), seconds, int(memory), printed
