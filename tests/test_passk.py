@@ -172,9 +172,9 @@ def test_samples_of_another_source_are_not_taken_for_this_ones(
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     other = server.replace("127.0.0.1", "localhost")
     for arguments, difference in (
-        (("--url", other), f"url {server}/v1, not {other}/v1"),
-        (("--url", server, "--batch", 3), "batch 16, not 3"),
-        (("--url", server, "--max-tokens", 9), "max_tokens 512, not 9"),
+        (("--url", other), f"url {server}/v1 there, {other}/v1 here"),
+        (("--url", server, "--batch", 3), "batch 16 there, 3 here"),
+        (("--url", server, "--max-tokens", 9), "max_tokens 512 there, 9 here"),
     ):
         assert bench(*run, *arguments) == 2
         assert difference in capsys.readouterr().err

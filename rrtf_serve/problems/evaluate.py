@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,7 +144,7 @@ def _differences(record: Record, sampler: Sampler, run: Run) -> list[str]:
         ours |= {name: now.get(name) for name in {**then, **now}}
         theirs |= {name: then.get(name) for name in {**then, **now}}
     found = [
-        f"{name} {_shown(theirs[name])}, not {_shown(now)}"
+        f"{name} {_shown(theirs[name])} there, {_shown(now)} here"
         for name, now in ours.items()
         if theirs[name] != now
     ]
@@ -151,7 +152,7 @@ def _differences(record: Record, sampler: Sampler, run: Run) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return "not named" if value is None else str(value)
+    return "none" if value is None else re.sub(r"([0-9a-f]{12})[0-9a-f]{12,}", r"\1…", str(value))
 
 
 def sample_key(problem: Problem, prompt: Prompt, sampler: Sampler, decoding: Decoding, index: int) -> str:
