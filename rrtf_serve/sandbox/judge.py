@@ -255,7 +255,7 @@ class _Stopped(Exception):  # noqa: N818  # reads as what happened
 
 
 class _Call:
-    """The runs of one call of the sandbox; they end with it, for nobody asks about their verdicts any more."""
+    """The runs of one call of the sandbox; they end with it: nobody asks about their verdicts any more."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
