@@ -224,6 +224,16 @@ def test_a_case_that_breaks_a_limit_is_the_last_to_run(sandbox: Sandbox) -> None
     assert [test.kind for test in verdict.tests[:3]] == ["", "timeout", "not reached"]
 
 
+def test_many_slow_cases_have_a_limit_together(sandbox: Sandbox) -> None:
+    slow = StdioJob("import time\ntime.sleep(0.3)\nprint(1)\n", (StdioCase("", "1"),) * 60)
+    limits = Limits(wall_s=0.5)
+    verdict = sandbox.judge(slow, limits)
+    assert (verdict.status, verdict.kind) == (Status.RUNTIME_ERROR, Kind.TIMEOUT), verdict
+    assert verdict.seconds < 25
+    assert verdict.tests[-1].kind == "not reached"
+    assert len(verdict.tests) == 60
+
+
 def test_a_sandbox_that_is_closed_leaves_nobody_waiting() -> None:
     sandbox = Sandbox(workers=1)
     errors: list[str] = []

@@ -19,6 +19,7 @@ from rrtf_serve.sandbox.verdict import Kind, Status, TestResult, Verdict
 
 CODE_BYTES = 4 << 20  # a longer candidate is refused unread
 SHOWN = 200
+MOST_WALLS = 20  # all cases of a programme together may take this many times what one may
 NEARLY = 0.7  # of a limit; what is measured in the end falls short of what struck
 
 
@@ -98,6 +99,9 @@ def judge_stdio(job: StdioJob, limits: Limits, level: Level, cell: Cell) -> Judg
             break
         if problem and job.stop_early:
             break
+        if seconds > MOST_WALLS * limits.wall_s and number + 1 < len(job.cases):
+            outcome.stop(Kind.TIMEOUT, f"the cases together took more than {MOST_WALLS * limits.wall_s:g} s")
+            worst.stop(Kind.TIMEOUT, outcome.message)
         if outcome.kind is not None:
             # Every other case would take as long, and no verdict would be another.
             rest = range(number + 1, len(job.cases))
