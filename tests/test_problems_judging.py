@@ -459,6 +459,9 @@ def test_references_are_measured_once(tmp_path: Path, sandbox: Sandbox) -> None:
     kept.write_text(json.dumps(content))
     assert gold.measure(suite, sandbox, ["t/double"])["t/double"].seconds == 77.0
     assert gold.measure(suite, sandbox, ["t/double"], fresh=True)["t/double"].seconds < 30
+    content[BROKEN.digest]["message"] = "it was busy then"
+    kept.write_text(json.dumps(content))
+    assert "busy" not in gold.measure(suite, sandbox, ["t/broken"])["t/broken"].message
     kept.write_text("not JSON")
     assert gold.measure(suite, sandbox, ["t/double"])["t/double"].passed
 

@@ -25,7 +25,7 @@ from rrtf_serve.sandbox.limits import Level, Limits, SandboxUnavailable
 from rrtf_serve.sandbox.verdict import Kind, Status, Verdict
 
 LIMITS = Limits(wall_s=20, cpu_s=10)
-SLOW = FunctionJob("import time\ndef f():\n    time.sleep(0.5)\n    return 1\n", "f", "assert f() == 1\n")
+SLOW = FunctionJob("import time\ndef f():\n    time.sleep(0.3)\n    return 1\n", "f", "assert f() == 1\n")
 QUICK = FunctionJob("def f():\n    return 1\n", "f", "assert f() == 1\n")
 
 
@@ -44,7 +44,7 @@ def _descriptors() -> set[int]:
     return {int(path.name) for path in Path("/proc/self/fd").iterdir() if path.exists()}
 
 
-@pytest.mark.parametrize("job", [SLOW, StdioJob("import time\ntime.sleep(0.5)\nprint(1)\n", (StdioCase("", "1"),))],
+@pytest.mark.parametrize("job", [SLOW, StdioJob("import time\ntime.sleep(0.3)\nprint(1)\n", (StdioCase("", "1"),))],
                          ids=["function", "programme"])  # fmt: skip
 def test_a_descriptor_lost_in_mid_run_is_no_fault_of_the_candidates(
     sandbox: Sandbox, job: FunctionJob | StdioJob
@@ -57,7 +57,7 @@ def test_a_descriptor_lost_in_mid_run_is_no_fault_of_the_candidates(
         found: list[Verdict] = []
         run = threading.Thread(target=lambda: found.append(sandbox.judge(job, LIMITS)))  # noqa: B023  # joined below
         run.start()
-        time.sleep(0.25)  # the candidate sleeps by now
+        time.sleep(0.15)  # the candidate sleeps by now
         opened = sorted(_descriptors() - before)
         if position < len(opened):
             os.close(opened[position])
@@ -151,7 +151,7 @@ def test_who_sleeps_is_not_taken_for_held_up(sandbox: Sandbox) -> None:
 def test_a_slow_job_holds_up_no_other(sandbox: Sandbox) -> None:
     with Sandbox(sandbox.level, workers=2) as two:
         assert two.judge(QUICK, LIMITS).passed
-        slow = FunctionJob(SLOW.candidate_code.replace("0.5", "4"), "f", SLOW.test_code)
+        slow = FunctionJob(SLOW.candidate_code.replace("0.3", "3"), "f", SLOW.test_code)
         order = [position for position, _ in two.judge_as_completed([slow, *[QUICK] * 30], LIMITS)]
         assert sorted(order) == list(range(31))
         assert order[-1] == 0
@@ -225,8 +225,8 @@ def test_a_case_that_breaks_a_limit_is_the_last_to_run(sandbox: Sandbox) -> None
 
 
 def test_many_slow_cases_have_a_limit_together(sandbox: Sandbox) -> None:
-    slow = StdioJob("import time\ntime.sleep(0.3)\nprint(1)\n", (StdioCase("", "1"),) * 60)
-    limits = Limits(wall_s=0.5)
+    slow = StdioJob("import time\ntime.sleep(0.2)\nprint(1)\n", (StdioCase("", "1"),) * 60)
+    limits = Limits(wall_s=0.3)
     verdict = sandbox.judge(slow, limits)
     assert (verdict.status, verdict.kind) == (Status.RUNTIME_ERROR, Kind.TIMEOUT), verdict
     assert verdict.seconds < 25

@@ -192,7 +192,9 @@ def score(
 
 def _scores(counts: dict[str, list[int]], tasks: Sequence[str], ks: Sequence[int]) -> dict[str, Any]:
     pairs = [(counts[task][0], counts[task][1]) for task in tasks if task in counts]
-    fewest = min((samples for samples, _ in pairs), default=0)
+    if not pairs:
+        return {}
+    fewest = min(samples for samples, _ in pairs)
     scores: dict[str, Any] = {}
     for k in ks:
         if k > fewest:
