@@ -29,7 +29,7 @@ from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.preparation import prepare
 from rrtf_serve.problems import gold
 from rrtf_serve.problems.estimator import compare
-from rrtf_serve.problems.evaluate import Run, draw, mean_tokens, per_problem, score
+from rrtf_serve.problems.evaluate import Run, cut_off, draw, mean_tokens, per_problem, score
 from rrtf_serve.problems.jobs import check_languages
 from rrtf_serve.problems.judging import judge_file, read_results
 from rrtf_serve.problems.origins import json_lines
@@ -185,6 +185,7 @@ def _passk(
             "decoding": asdict(part.decoding),
             "n": part.n,
             **score(tally, tasks, gold.measure(suite, sandbox, tasks), part.ks),
+            "cut_off_at_max_tokens": cut_off(each for _, each in json_lines(place / "results.jsonl")),
             "mean_tokens": mean_tokens(each for _, each in json_lines(place / "results.jsonl")),
             "per_problem": {task: {"samples": n, "passed": c} for task, (n, c) in tally.counts.items()},
             "ok": not tally.failed_by_sandbox,

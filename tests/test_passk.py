@@ -110,6 +110,7 @@ def test_greedy_passk_through_a_url(
     found = report["scores"]["pass@1"]
     assert (found["passed"], found["problems"], found["interval"]["method"]) == (2, 3, "wilson")
     assert (report["model"], report["prompt_format"], report["mean_tokens"]) == ("toy-model", "chat", 11)
+    assert report["cut_off_at_max_tokens"] == 0
     assert report["per_problem"]["t/triple"] == {"samples": 1, "passed": 0}
     assert report["sampler"] == {"engine": "http", "url": f"{server}/v1", "batch": 16}
     assert {"suite_digest", "model_digest", "sandbox", "machine", "decoding"} <= report.keys()

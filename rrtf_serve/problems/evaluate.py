@@ -215,6 +215,11 @@ def per_problem(counts: dict[str, list[int]], k: int) -> dict[str, float]:
     return {task: pass_at_k(samples, passed, k) for task, (samples, passed) in counts.items()}
 
 
+def cut_off(records: Iterable[Record]) -> int:
+    """How many responses ended at the token limit."""
+    return sum(record.get("finish") == "length" for record in records)
+
+
 def mean_tokens(records: Iterable[Record]) -> float | None:
     """Mean length of the responses in tokens, of those that say it."""
     counts = [record["tokens"] for record in records if record.get("tokens") is not None]
