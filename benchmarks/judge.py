@@ -15,6 +15,7 @@ from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import Level
 
 KS = (1, 10, 100)
+NOTHING = "no problem is left: the references of all of them fail here; rrtf-bench gold says why"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def judge(
         "sandbox": level,
         "site_packages": [str(folder) for folder in options.site_packages],
         **report,
-        "ok": not tally.failed_by_sandbox,
+        **({} if report["problems"] or tally.failed_by_sandbox else {"nothing_scored": NOTHING}),
+        "ok": not tally.failed_by_sandbox and report["problems"] > 0,
         "machine": machine_record(),
     }

@@ -30,7 +30,7 @@ from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.preparation import prepare_source
 from rrtf_serve.problems import gold
 from rrtf_serve.problems.estimator import compare
-from rrtf_serve.problems.evaluate import Run, draw, mean_tokens, per_problem, score
+from rrtf_serve.problems.evaluate import Run, cut_off, draw, mean_tokens, per_problem, score
 from rrtf_serve.problems.jobs import check_languages
 from rrtf_serve.problems.judging import judge_file, read_results
 from rrtf_serve.problems.origins import json_lines
@@ -169,7 +169,7 @@ def _draw(
     """What the report says of the model, the output folder, and the keys of each part's samples in it. The
     folder is this run's alone until `held` closes."""
     with _sampler(config) as sampler:
-        folder = config.output or _folder(config, sampler.model)
+        folder = config.output or output_folder(config, sampler.model)
         for _, run in runs:  # what is refused leaves no folder behind
             sampler.check([render(problem, run.format) for problem in run.problems])
         held.enter_context(open_alone(folder / ".lock"))
@@ -196,6 +196,7 @@ def _passk(
             "decoding": asdict(part.decoding),
             "n": part.n,
             **score(tally, tasks, gold.measure(suite, sandbox, tasks), part.ks),
+            "cut_off_at_max_tokens": cut_off(each for _, each in json_lines(place / "results.jsonl")),
             "mean_tokens": mean_tokens(each for _, each in json_lines(place / "results.jsonl")),
             "per_problem": {task: {"samples": n, "passed": c} for task, (n, c) in tally.counts.items()},
             "ok": not tally.failed_by_sandbox,
@@ -264,7 +265,7 @@ def _digest(config: PasskConfig, source: Source, card: Card, described: Mapping[
     return digest if described["compute_type"] == "float32" else digest + batches
 
 
-def _folder(config: PasskConfig, model: str) -> Path:
+def output_folder(config: PasskConfig, model: str) -> Path:
     """One for each way of making samples, so that the next run with other settings is not refused."""
     first = config.parts()[0]
     source = f"http-{urlsplit(config.url).netloc}" if config.url else config.engine

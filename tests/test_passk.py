@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,8 @@ from benchmarks.agreement import CHEAT, made_sets, table
 from benchmarks.agreement import Row as AgreementRow
 from benchmarks.cli import main
 from benchmarks.mutation import mutants
-from benchmarks.passk import PasskConfig, paper_protocol
+from benchmarks.passk import PasskConfig, output_folder, paper_protocol
+from rrtf_serve.problems.samples import open_alone
 from rrtf_serve.problems.suites import load_suite
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import SandboxUnavailable
@@ -108,7 +110,9 @@ def test_greedy_passk_through_a_url(
     found = report["scores"]["pass@1"]
     assert (found["passed"], found["problems"], found["interval"]["method"]) == (2, 3, "wilson")
     assert (report["model"], report["prompt_format"], report["mean_tokens"]) == ("toy-model", "chat", 11)
+    assert report["cut_off_at_max_tokens"] == 0
     assert report["per_problem"]["t/triple"] == {"samples": 1, "passed": 0}
+    assert report["sampler"] == {"engine": "http", "url": f"{server}/v1", "batch": 16}
     assert {"suite_digest", "model_digest", "sandbox", "machine", "decoding"} <= report.keys()
     samples = lines(out / "samples.jsonl")
     assert all(sample["response"].startswith("Sure!") for sample in samples)
@@ -116,6 +120,7 @@ def test_greedy_passk_through_a_url(
     page = (out / "report.md").read_text()
     assert "| pass@1 | 66.67% (2 passed) |" in page
     assert "| t/triple | 0 | 1 |" in page
+    assert f"engine http, url {server}/v1, batch 16, sandbox" in page
     # A second time nothing is asked or judged again, and the table for people has no line per problem.
     before = (out / "results.jsonl").read_bytes()
     assert bench(*run) == 0
@@ -139,6 +144,114 @@ def test_the_papers_protocol_has_two_parts(
     assert "## t0.2" in (out / "report.md").read_text()
 
 
+def test_a_smaller_run_reports_its_own_samples_alone(
+    problems: Path, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    run = ("passk", "--suite", problems, "--engine", "http", "--url", server, "-o", out, "--temperature", "1")
+    assert bench(*run, "--n", 4, "--seed", 0) == 0
+    capsys.readouterr()
+    assert bench(*run, "--n", 3, "--seed", 0, "--limit", 2, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["n"], report["problems"], report["samples"]) == (3, 2, 6)
+    # Of each problem the samples 0 to 2, of which the model of these tests errs on 1.
+    assert report["per_problem"] == {
+        "t/double": {"samples": 3, "passed": 2}, "t/triple": {"samples": 3, "passed": 0},
+    }  # fmt: skip
+    assert sum(report["results"].values()) == len(lines(out / "results.jsonl")) == 6
+    assert len(lines(out / "samples.jsonl")) == 12
+    assert "t/square" not in (out / "report.md").read_text()
+    assert not (out / ".lock").exists()
+
+
+def test_samples_of_another_source_are_not_taken_for_this_ones(
+    problems: Path, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    run = ("passk", "--suite", problems, "--engine", "http", "-o", out)
+    assert bench(*run, "--url", server) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    other = server.replace("127.0.0.1", "localhost")
+    for arguments, difference in (
+        (("--url", other), f"url {server}/v1 there, {other}/v1 here"),
+        (("--url", server, "--batch", 3), "batch 16 there, 3 here"),
+        (("--url", server, "--max-tokens", 9), "max_tokens 512 there, 9 here"),
+    ):
+        assert bench(*run, *arguments) == 2
+        assert difference in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({}, "chat-ct2-t0-n1"),
+        ({"url": "http://host:8000/v1", "engine": "http"}, "chat-http-host_8000-t0-n1"),
+        ({"max_tokens": 9, "seed": 0, "batch": 8}, "chat-ct2-t0-n1-m9-s0-b8"),
+        ({"n": 5, "temperature": 0.8, "top_p": 0.95}, "chat-ct2-t0.8-n5-p0.95"),
+        ({"prompt_spread": 0, "format": "completion"}, "completion-ct2-t0-n1-spread0"),
+        ({"protocol": "paper"}, "paper-ct2-n200"),
+    ],
+)
+def test_the_default_folder_tells_settings_apart(arguments: dict[str, Any], name: str) -> None:
+    folder = output_folder(PasskConfig(model="", suite="a/b", **arguments), "m")
+    assert folder == Path("rrtf-passk", "a_b", "m", name)
+
+
+def test_one_run_at_a_time_has_a_folder(
+    problems: Path, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    run = ("passk", "--suite", problems, "--engine", "http", "--url", server, "-o", out)
+    with open_alone(out / ".lock"):
+        assert bench(*run) == 1
+        assert f"{out}/.lock: another run is writing here" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [".lock"]
+    assert bench(*run) == 0
+
+
+def test_what_is_refused_leaves_no_folder(
+    problems: Path, server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    run = ("passk", "--suite", problems, "--engine", "http", "-o", out)
+    assert bench(*run, "--url", server, "--prompt", "chat-prefilled") == 2
+    assert "an answer can't be begun through a URL" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_missing_interpreter_is_told_before_sampling(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Every programme of this machine but node.
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for folder in map(Path, os.environ["PATH"].split(":")):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name != "node" and not (programs / path.name).exists():
+                (programs / path.name).symlink_to(path)
+    monkeypatch.setenv("PATH", str(programs))
+    translated = {"name": "HumanEval_0_f", "prompt": "f(", "tests": "f()", "stop_tokens": []}
+    (tmp_path / "humaneval-js.jsonl").write_text(json.dumps(translated) + "\n")
+    out = tmp_path / "run"
+    run = ("passk", "--suite", "multipl-e-js", "--data-dir", tmp_path, "--engine", "http", "--url", server)
+    assert bench(*run, "-o", out) == 2
+    assert "language 'javascript' needs node" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_small_n_is_told_before_the_paper_protocol_samples(caplog: pytest.LogCaptureFixture) -> None:
+    assert [part.n for part in PasskConfig(model="m", suite="s", protocol="paper").parts()] == [200, 200]
+    for n in (1, 9):
+        with pytest.raises(ValueError, match=f"--n {n}: the paper's pass@10 needs at least 10 samples"):
+            PasskConfig(model="m", suite="s", protocol="paper", n=n).parts()
+    assert [part.ks for part in PasskConfig(model="m", suite="s", protocol="paper", n=20).parts()] == [
+        (1,),
+        (10,),
+    ]
+    assert "--n 20: the paper's pass@100 needs 100 samples" in caplog.text
+
+
 def test_the_papers_numbers() -> None:
     one, ten = paper_protocol()
     assert (one.n, one.ks, one.decoding.temperature, one.decoding.top_p) == (200, (1,), 0.2, 0.95)
@@ -158,6 +271,15 @@ def test_the_papers_numbers() -> None:
         (("--prompt", "poem"), "--prompt poem: must be one of"),
         (("--sandbox", "none"), "--sandbox none: must be one of bubblewrap, landlock, rlimits"),
         (("--batch", "0"), "--batch must be"),
+        (("--n", "0"), "--n must be at least 1"),
+        (("--k", "0"), "--k 0: must be from 1 to --n, which is 1"),
+        (("--k", "10", "--n", "5", "--temperature", "1"), "--k 10: must be from 1 to --n, which is 5"),
+        (("--protocol", "paper", "--n", "2"), "--n 2: the paper's pass@10 needs at least 10"),
+        (("--protocol", "paper", "--temperature", "1"), "--temperature: --protocol paper sets it"),
+        (("--protocol", "paper", "--top-p", "1"), "--top-p: --protocol paper sets it"),
+        (("--protocol", "paper", "--prompt", "chat"), "--prompt: --protocol paper sets it"),
+        (("--protocol", "paper", "--k", "1"), "--k: --protocol paper sets it"),
+        (("--engine", "http", "--url", "127.0.0.1:1"), "--url 127.0.0.1:1: must be http://"),
     ],
 )
 def test_wrong_use_names_the_flag(

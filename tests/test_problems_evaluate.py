@@ -113,15 +113,15 @@ SMALLER = make_suite("toy", [Problem("t/0", "changed", "f0", TESTS)])
 @pytest.mark.parametrize(
     ("sampler", "run", "difference"),
     [
-        (Scripted(model="other"), Run(SUITE, "chat", SAMPLED), "model m, not other"),
-        (Scripted(digest="other"), Run(SUITE, "chat", SAMPLED), "model digest d, not other"),
-        (Scripted(engine="http"), Run(SUITE, "chat", SAMPLED), "engine ct2, not http"),
-        (Scripted(), Run(SUITE, "completion", SAMPLED), "prompt format chat, not completion"),
-        (Scripted(), Run(SUITE, "chat", Decoding(temperature=0.7)), "temperature 0.8, not 0.7"),
+        (Scripted(model="other"), Run(SUITE, "chat", SAMPLED), "model m there, other here"),
+        (Scripted(digest="other"), Run(SUITE, "chat", SAMPLED), "model digest d there, other here"),
+        (Scripted(engine="http"), Run(SUITE, "chat", SAMPLED), "engine ct2 there, http here"),
+        (Scripted(), Run(SUITE, "completion", SAMPLED), "prompt format chat there, completion here"),
+        (Scripted(), Run(SUITE, "chat", Decoding(temperature=0.7)), "temperature 0.8 there, 0.7 here"),
         (
             Scripted(),
             Run(SUITE, "chat", Decoding(0.8, max_tokens=9, seed=1)),
-            "max_tokens 512, not 9; seed not named, not 1",
+            "max_tokens 512 there, 9 here; seed none there, 1 here",
         ),
         (Scripted(), Run(CHANGED, "chat", SAMPLED), "the problem or its prompt has changed since"),
         (Scripted(), Run(SMALLER, "chat", SAMPLED), "task 't/2' is not in toy"),
@@ -146,7 +146,7 @@ def test_samples_that_do_not_say_how_they_were_made_are_refused(tmp_path: Path) 
     for record in old:
         del record["sampler"]
     path.write_text("".join(json.dumps(record) + "\n" for record in old))
-    with pytest.raises(ValueError, match="sampler not named, not recorded with each sample"):
+    with pytest.raises(ValueError, match="sampler none there, recorded with each sample here"):
         draw(Scripted(), Run(SUITE, "chat", SAMPLED), path)
 
 

@@ -1,6 +1,7 @@
 """Code out of responses: what models really write, and what nobody should write."""
 
 import textwrap
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -106,6 +107,27 @@ def test_an_answer_becomes_a_programme_with_the_prompts_imports(code: str) -> No
     record = to_record(code, STUB)
     assert problem_text(record).startswith("from typing import List")
     assert run(STUB, record) == 4
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "def double(n):\n",
+        "def double(n):",
+        "def double(n):\n    ",
+        "def double(n):\n\t# twice\n",
+        "import math\n\ndef double(\n    n: int,\n) -> int:  # twice\n",
+        "class Double:\n    def twice(self, n):\n",
+        "class Double:\n\tdef twice(self, n):",
+    ],
+)
+@pytest.mark.parametrize("code", [ANSWER, "class Double:\n    def twice(self, n):\n        return n * 2"])
+def test_a_whole_answer_may_follow_a_bare_stub(prompt: str, code: str) -> None:
+    name = "double" if code == ANSWER else "Double"
+    problem = Problem("t/bare", prompt, name, FunctionTests("assert True"))
+    space: dict[str, Any] = {}
+    exec(problem.program(to_record(code, problem)["completion"]), space)
+    assert (space["double"](2) if code == ANSWER else space["Double"]().twice(2)) == 4
 
 
 def problem_text(record: dict[str, str]) -> str:

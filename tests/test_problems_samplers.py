@@ -84,6 +84,13 @@ def test_chat_is_rendered_and_a_begun_answer_goes_on() -> None:
     assert text(engine.started[0].prompt).endswith("<|im_start|>assistant\nHere:\n```python\n")
 
 
+def test_infilling_ends_where_the_suffix_comes_again() -> None:
+    engine = FakeEngine(lambda _: script("x = 1\n    return x\n\nprint(f())", end=False))
+    infill = Prompt("infill", text="def f():\n    ", suffix="\n    return x\n\nprint(f())\n")
+    [response] = answers(engine_sampler(engine), infill)
+    assert (response.text, response.finish) == ("x = 1", "stop")
+
+
 def test_infilling_uses_the_models_markers() -> None:
     engine = FakeEngine(lambda _: script("middle"))
     [response] = answers(engine_sampler(engine), Prompt("infill", text="before", suffix="after"))

@@ -1,5 +1,7 @@
 """How test code is run: which `check` is called, what calls may raise, what is told of many results."""
 
+# ruff: noqa: E501  # a programme reads best on as few lines as it has statements
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -115,3 +117,65 @@ def test_modules_that_the_tests_forgot_to_import_are_not_the_candidates(sandbox:
     assert not sandbox.judge(FunctionJob(cheat, "f", tests), LIMITS).passed
     queue = "class queue:\n    size = 3\ndef f():\n    return queue()\n"  # a class of the candidate's
     assert sandbox.judge(FunctionJob(queue, "f", "assert isinstance(f(), queue)\n"), LIMITS).passed
+
+
+BAD = "class Bad(ValueError):\n    def __init__(self, code):\n        super().__init__('no', code)\n        self.code = code\n"
+CLASSES = {
+    "own exception by name": (
+        BAD + "def f(n):\n    raise Bad(n)\n",
+        "try:\n    f(7)\n    caught = None\nexcept Bad as error:\n    caught = error\n"
+        "assert caught.code == 7 and isinstance(caught, ValueError)\nassert issubclass(Bad, ValueError)\n",
+    ),
+    "tests' exception through a callback": (
+        "def f(g):\n    try:\n        g()\n    finally:\n        pass\n",
+        "class Mine(KeyError):\n    pass\ndef g():\n    raise Mine(3)\ntry:\n    f(g)\n    caught = None\n"
+        "except Mine as error:\n    caught = error.args\nassert caught == (3,)\n",
+    ),
+    "exception class handed over": (
+        "class Bad(Exception):\n    pass\ndef f(g, kind):\n    try:\n        g()\n    except kind:\n        return True\n",
+        "def g():\n    raise LookupError\nassert f(g, LookupError)\nclass Mine(Exception):\n    pass\ndef h():\n    raise Mine\nassert f(h, Mine)\n",
+    ),
+    "class of the test code": (
+        "def f(p):\n    p.x += 1\n    return p.x + p.y\n",
+        "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n    y: int = 2\n"
+        "def check(candidate):\n    p = P(1)\n    assert candidate(p) == 4\n    assert p == P(2, 2)\n",
+    ),
+    "class of both": (
+        "class Node:\n    def __init__(self, v, n=None):\n        self.v, self.n = v, n\ndef f(node):\n    return Node(0, node)\n",
+        "class Node:\n    def __init__(self, v, n=None):\n        self.v, self.n = v, n\nout = f(Node(5))\n"
+        "assert isinstance(out, Node)\nassert (out.v, out.n.v, out.n.n) == (0, 5, None)\n",
+    ),
+    "nested calls": (
+        "def f(g):\n    kept = {}\n    def w(n):\n        if n not in kept:\n            kept[n] = g(n)\n        return kept[n]\n    return w\n",
+        "@f\ndef fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\nassert fib(150) == 9969216677189303386214405760200\n",
+    ),
+    "endless nesting": (
+        "def f(g):\n    return g(g)\n",
+        "def g(h):\n    return f(h)\ntry:\n    f(g)\n    deep = False\nexcept RecursionError:\n    deep = True\nassert deep\n",
+    ),
+    "name": ("def f(n):\n    return n\n", "assert f(1) == 1\nassert f.__name__ == 'f'\n"),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_and_nesting_are_as_in_one_process(sandbox: Sandbox, name: str) -> None:
+    code, tests = CLASSES[name]
+    verdict = sandbox.judge(FunctionJob(code, "f", tests), LIMITS)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "class Bad(Exception):\n    __eq__ = lambda s, o: True\ndef f(n):\n    raise Bad\n",
+        "def f(n):\n    error = KeyError()\n    error.__class__ = LookupError\n    error.args = n\n    raise error\n",
+        "class AssertionError(Exception):\n    pass\ndef f(n):\n    raise AssertionError\n",
+        "class Error(Exception):\n    pass\ndef f(n):\n    error = Error()\n    error.with_traceback = error.__traceback__ = 3\n    raise error\n",
+        "class Gone(BaseException):\n    pass\ndef f(n):\n    raise Gone\n",
+        "class Stop(StopIteration):\n    pass\ndef f(n):\n    raise Stop\n",
+    ],
+)
+def test_what_a_candidate_raises_passes_nothing(sandbox: Sandbox, code: str) -> None:
+    verdict = sandbox.judge(FunctionJob(code, "f", "assert all(map(f, [1]))\nassert f(1) == 1\n"), LIMITS)
+    assert verdict.status is Status.RUNTIME_ERROR, verdict
+    assert not any(test.passed for test in verdict.tests)

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,7 +25,7 @@ from rrtf_serve.sandbox.limits import Level, Limits, SandboxUnavailable
 from rrtf_serve.sandbox.verdict import Kind, Status, Verdict
 
 LIMITS = Limits(wall_s=20, cpu_s=10)
-SLOW = FunctionJob("import time\ndef f():\n    time.sleep(0.5)\n    return 1\n", "f", "assert f() == 1\n")
+SLOW = FunctionJob("import time\ndef f():\n    time.sleep(0.3)\n    return 1\n", "f", "assert f() == 1\n")
 QUICK = FunctionJob("def f():\n    return 1\n", "f", "assert f() == 1\n")
 
 
@@ -41,7 +44,7 @@ def _descriptors() -> set[int]:
     return {int(path.name) for path in Path("/proc/self/fd").iterdir() if path.exists()}
 
 
-@pytest.mark.parametrize("job", [SLOW, StdioJob("import time\ntime.sleep(0.5)\nprint(1)\n", (StdioCase("", "1"),))],
+@pytest.mark.parametrize("job", [SLOW, StdioJob("import time\ntime.sleep(0.3)\nprint(1)\n", (StdioCase("", "1"),))],
                          ids=["function", "programme"])  # fmt: skip
 def test_a_descriptor_lost_in_mid_run_is_no_fault_of_the_candidates(
     sandbox: Sandbox, job: FunctionJob | StdioJob
@@ -54,7 +57,7 @@ def test_a_descriptor_lost_in_mid_run_is_no_fault_of_the_candidates(
         found: list[Verdict] = []
         run = threading.Thread(target=lambda: found.append(sandbox.judge(job, LIMITS)))  # noqa: B023  # joined below
         run.start()
-        time.sleep(0.25)  # the candidate sleeps by now
+        time.sleep(0.15)  # the candidate sleeps by now
         opened = sorted(_descriptors() - before)
         if position < len(opened):
             os.close(opened[position])
@@ -148,7 +151,7 @@ def test_who_sleeps_is_not_taken_for_held_up(sandbox: Sandbox) -> None:
 def test_a_slow_job_holds_up_no_other(sandbox: Sandbox) -> None:
     with Sandbox(sandbox.level, workers=2) as two:
         assert two.judge(QUICK, LIMITS).passed
-        slow = FunctionJob(SLOW.candidate_code.replace("0.5", "4"), "f", SLOW.test_code)
+        slow = FunctionJob(SLOW.candidate_code.replace("0.3", "3"), "f", SLOW.test_code)
         order = [position for position, _ in two.judge_as_completed([slow, *[QUICK] * 30], LIMITS)]
         assert sorted(order) == list(range(31))
         assert order[-1] == 0
@@ -169,6 +172,66 @@ def test_folders_of_killed_judges_are_removed_and_those_in_use_are_not(
     assert not left.path.exists()
     used.remove()
     assert [path.name for path in tmp_path.iterdir()] == ["rrtf-cell-other"]
+
+
+@pytest.mark.parametrize("method", ["judge_many", "judge_as_completed"])
+def test_runs_end_with_the_call_that_asked_for_them(sandbox: Sandbox, method: str) -> None:
+    sleeper = FunctionJob("import time\ndef f():\n    time.sleep(60)\n", "f", "assert f()\n")
+    with Sandbox(sandbox.level, workers=2) as two:
+        assert two.judge(QUICK, LIMITS).passed
+        verdicts = getattr(two, method)([QUICK, *[sleeper] * 20], Limits(wall_s=60))
+        next(verdicts)
+        time.sleep(0.3)
+        began = time.monotonic()
+        verdicts.close()
+        assert time.monotonic() - began < 5
+        assert two.judge(QUICK, LIMITS).passed
+
+
+def test_ctrl_c_ends_a_judge_at_once(sandbox: Sandbox) -> None:
+    script = (
+        "from rrtf_serve.sandbox.judge import Sandbox\nfrom rrtf_serve.sandbox.jobs import FunctionJob\n"
+        "from rrtf_serve.sandbox.limits import Level, Limits\n"
+        "sleeper = FunctionJob('import time\\ntime.sleep(99)\\n', 'f', 'f()')\n"
+        "quick = FunctionJob('def f(): return 1', 'f', 'assert f() == 1')\n"
+        f"with Sandbox(Level({sandbox.level.value!r}), workers=2) as s:\n"
+        "    for verdict in s.judge_many([quick, *[sleeper] * 9], Limits(wall_s=99)):\n"
+        "        print('ready', flush=True)\n"
+    )
+    judge = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert judge.stdout is not None and judge.stdout.readline() == b"ready\n"
+    time.sleep(0.3)
+    began = time.monotonic()
+    judge.send_signal(signal.SIGINT)
+    _, errors = judge.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert errors.strip().endswith(b"KeyboardInterrupt")
+
+
+def test_a_case_that_breaks_a_limit_is_the_last_to_run(sandbox: Sandbox) -> None:
+    cases = (StdioCase("off", "1"), *[StdioCase("on", "1")] * 50)
+    began = time.monotonic()
+    verdict = sandbox.judge(
+        StdioJob("if input() == 'on':\n    while True: pass\nprint(1)\n", cases), Limits(wall_s=1)
+    )
+    assert time.monotonic() - began < 15
+    assert (verdict.status, verdict.kind, len(verdict.tests)) == (Status.RUNTIME_ERROR, Kind.TIMEOUT, 51)
+    assert [test.kind for test in verdict.tests[:3]] == ["", "timeout", "not reached"]
+
+
+def test_many_slow_cases_have_a_limit_together(sandbox: Sandbox) -> None:
+    slow = StdioJob("import time\ntime.sleep(0.2)\nprint(1)\n", (StdioCase("", "1"),) * 60)
+    limits = Limits(wall_s=0.3)
+    verdict = sandbox.judge(slow, limits)
+    assert (verdict.status, verdict.kind) == (Status.RUNTIME_ERROR, Kind.TIMEOUT), verdict
+    assert verdict.seconds < 25
+    assert verdict.tests[-1].kind == "not reached"
+    assert len(verdict.tests) == 60
 
 
 def test_a_sandbox_that_is_closed_leaves_nobody_waiting() -> None:

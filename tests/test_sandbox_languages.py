@@ -1,18 +1,22 @@
 """What of an interpreter's place a run may see: what it needs, and only the runs that need it."""
 
+# ruff: noqa: E501  # a programme reads best on as few lines as it has statements
+
 from __future__ import annotations
 
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rrtf_serve.sandbox.jobs import FunctionJob, ProgramJob
+from rrtf_serve.sandbox.jobs import BadJob, FunctionJob, ProgramJob
 from rrtf_serve.sandbox.judge import Sandbox
-from rrtf_serve.sandbox.languages import program_files
+from rrtf_serve.sandbox.languages import available, prepare, program_files
 from rrtf_serve.sandbox.limits import Level, Limits, SandboxUnavailable
+from rrtf_serve.sandbox.verdict import Kind
 
 LIMITS = Limits(wall_s=20, cpu_s=10)
 
@@ -75,3 +79,30 @@ def test_python_candidates_see_nothing_of_it(
         verdict = sandbox.judge(ProgramJob("javascript", ""), LIMITS)
         assert "41" in verdict.message, verdict  # it ran
         assert "canary" not in verdict.output
+
+
+def test_an_interpreter_that_no_run_sees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another of its name, of another version, must not be run in its place."""
+    node = _install(tmp_path / "node-22")
+    monkeypatch.setenv("PATH", f"{node.parent}:/usr/bin")
+    with pytest.raises(BadJob, match=f"node is {node}"):
+        prepare("javascript", "", hidden=tmp_path)
+    assert prepare("javascript", "").argv
+
+
+@pytest.mark.skipif(not available("cpp") or not available("javascript"), reason="no compiler or no node here")
+@pytest.mark.parametrize("level", [Level.BUBBLEWRAP, Level.LANDLOCK], ids=str)
+def test_limits_are_known_through_the_shell(level: Level) -> None:
+    limits = Limits(wall_s=60, cpu_s=1)
+    grows = "#include <vector>\nint main() { std::vector<char*> v; for (;;) { v.push_back(new char[1 << 20]); for (int i = 0; i < 1 << 20; i += 4096) v.back()[i] = 1; } }\n"
+    try:
+        sandbox = Sandbox(level, workers=1)
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    with sandbox:
+        assert sandbox.judge(ProgramJob("javascript", "while (true) {}\n"), limits).kind is Kind.TIMEOUT
+        assert (
+            sandbox.judge(ProgramJob("cpp", grows), replace(limits, cpu_s=20, memory_bytes=256 << 20)).kind
+            is Kind.MEMORY
+        )
+        assert sandbox.judge(ProgramJob("javascript", "process.exit(137)\n"), limits).kind is None

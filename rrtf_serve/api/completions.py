@@ -18,8 +18,6 @@ from rrtf_serve.models.tokens import Detokenizer, Tokenizer
 Prompt = str | tuple[int, ...]
 
 DEFAULT_MAX_TOKENS = 16  # as OpenAI documents
-REPEATED_LINES = 2
-REPEATED_CHARACTERS = 8  # less, such as a closing bracket, is no sign of a repetition
 
 
 async def plan_completion(served: Served, settings: ApiSettings, body: dict[str, object]) -> Plan:
@@ -46,7 +44,7 @@ async def plan_completion(served: Served, settings: ApiSettings, body: dict[str,
             rooms,
             sampling(values, asked if asked is not None or not ranked else 0),
             served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
-            values["stop"] + (_infill_stops(served, _text(given), values["suffix"]) if infill else ()),
+            values["stop"] + (served.prompts.middle_stops(_text(given), values["suffix"]) if infill else ()),
         ),
         shape=CompletionShape(
             served.tokenizer,
@@ -115,26 +113,6 @@ def _infill(served: Served, prefix: str, suffix: str, context: int, asked: int |
         return tuple(served.prompts.infill_limited(prefix, suffix, context - completion))
     except PromptError as error:
         raise invalid_value(("suffix",), str(error)) from error
-
-
-def _infill_stops(served: Served, code: str, suffix: str) -> tuple[str, ...]:
-    """Where the middle ends though no end token came: small models go on and write the suffix once more, or
-    close a Markdown block and explain.
-
-    Two lines with text in them tell: one line alone may well occur in the middle, too. The first of the two
-    may be the rest of the cursor's own line.
-    """
-    own, _, below = suffix.partition("\n")
-    lines = [own, *below.split("\n")] if own.strip() else below.lstrip("\n").split("\n")
-    filled = [number for number, line in enumerate(lines) if line.strip()][:REPEATED_LINES]
-    head = "\n".join(lines[: filled[-1] + 1]) if filled else ""
-    stops: tuple[str, ...] = ()
-    if own.strip() and len(filled) == REPEATED_LINES:
-        stops = (head,)
-    elif not own.strip() and len(head.strip()) >= REPEATED_CHARACTERS:
-        stops = (f"\n{head}",)
-    fence = () if "```" in code or "```" in suffix else ("\n```",)
-    return served.prompts.infill_stops + stops + fence
 
 
 async def _echoes(

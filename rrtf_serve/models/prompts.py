@@ -51,6 +51,10 @@ def docstring_first(docstring: str, signature: str = "") -> str:
     return f'"""\n{escaped}\n"""\n{signature}'
 
 
+REPEATED_LINES = 2  # of a suffix: so many, written once more, end the middle
+REPEATED_CHARACTERS = 8  # in them; less, such as a closing bracket, is no sign of a repetition
+
+
 class Prompts:
     """Renders prompts for one model.
 
@@ -128,6 +132,25 @@ class Prompts:
     def infill(self, prefix: str, suffix: str) -> list[int]:
         """The prompt whose completion goes between the two. Raises PromptError where the model can't."""
         return self._infill(*self._encoded(prefix, suffix))
+
+    def middle_stops(self, code: str, suffix: str) -> tuple[str, ...]:
+        """Where the middle ends though no end token came: small models go on and write the suffix once more,
+        or close a Markdown block and explain. `code` is what stands before the cursor.
+
+        Two lines with text in them tell: one line alone may well occur in the middle, too. The first of the
+        two may be the rest of the cursor's own line.
+        """
+        own, _, below = suffix.partition("\n")
+        lines = [own, *below.split("\n")] if own.strip() else below.lstrip("\n").split("\n")
+        filled = [number for number, line in enumerate(lines) if line.strip()][:REPEATED_LINES]
+        head = "\n".join(lines[: filled[-1] + 1]) if filled else ""
+        stops: tuple[str, ...] = ()
+        if own.strip() and len(filled) == REPEATED_LINES:
+            stops = (head,)
+        elif not own.strip() and len(head.strip()) >= REPEATED_CHARACTERS:
+            stops = (f"\n{head}",)
+        fence = () if "```" in code or "```" in suffix else ("\n```",)
+        return self.infill_stops + stops + fence
 
     def infill_limited(self, prefix: str, suffix: str, budget_tokens: int) -> list[int]:
         """As `infill`, in at most `budget_tokens`, markers and BOS included.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,7 +144,7 @@ def _differences(record: Record, sampler: Sampler, run: Run) -> list[str]:
         ours |= {name: now.get(name) for name in {**then, **now}}
         theirs |= {name: then.get(name) for name in {**then, **now}}
     found = [
-        f"{name} {_shown(theirs[name])}, not {_shown(now)}"
+        f"{name} {_shown(theirs[name])} there, {_shown(now)} here"
         for name, now in ours.items()
         if theirs[name] != now
     ]
@@ -151,7 +152,7 @@ def _differences(record: Record, sampler: Sampler, run: Run) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return "not named" if value is None else str(value)
+    return "none" if value is None else re.sub(r"([0-9a-f]{12})[0-9a-f]{12,}", r"\1…", str(value))
 
 
 def sample_key(problem: Problem, prompt: Prompt, sampler: Sampler, decoding: Decoding, index: int) -> str:
@@ -191,7 +192,9 @@ def score(
 
 def _scores(counts: dict[str, list[int]], tasks: Sequence[str], ks: Sequence[int]) -> dict[str, Any]:
     pairs = [(counts[task][0], counts[task][1]) for task in tasks if task in counts]
-    fewest = min((samples for samples, _ in pairs), default=0)
+    if not pairs:
+        return {}
+    fewest = min(samples for samples, _ in pairs)
     scores: dict[str, Any] = {}
     for k in ks:
         if k > fewest:
@@ -210,6 +213,11 @@ def _scores(counts: dict[str, list[int]], tasks: Sequence[str], ks: Sequence[int
 def per_problem(counts: dict[str, list[int]], k: int) -> dict[str, float]:
     """pass@k of each problem, for paired comparisons. Raises ValueError where a problem has fewer samples."""
     return {task: pass_at_k(samples, passed, k) for task, (samples, passed) in counts.items()}
+
+
+def cut_off(records: Iterable[Record]) -> int:
+    """How many responses ended at the token limit."""
+    return sum(record.get("finish") == "length" for record in records)
 
 
 def mean_tokens(records: Iterable[Record]) -> float | None:

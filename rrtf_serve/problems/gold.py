@@ -65,7 +65,7 @@ def limits_of(gold: Gold | None) -> Limits:
 def measure(
     suite: Suite, sandbox: Sandbox, task_ids: Iterable[str] | None = None, *, fresh: bool = False
 ) -> dict[str, Gold]:
-    """Run the references of these problems (default: all that have one) that were not measured here before.
+    """Run the references of these problems (default: all that have one) that did not pass here before.
 
     `fresh` measures all again. What is known is returned for `task_ids` only; problems without reference or
     tests are not in it. A run that the sandbox failed is left out, and tried again next time.
@@ -74,7 +74,8 @@ def measure(
     wanted = [problem for problem in wanted if problem.reference is not None and problem.tests is not None]
     path = _place(suite, sandbox)
     known = {} if fresh else _read(path)
-    missing = [problem for problem in wanted if problem.digest not in known]
+    # What failed once may have had a busy machine, or lacked a package that is there now.
+    missing = [problem for problem in wanted if not (found := known.get(problem.digest)) or not found.passed]
     if missing:
         builder = JobBuilder()
         jobs = (builder.build(problem, problem.program(problem.reference or "")) for problem in missing)

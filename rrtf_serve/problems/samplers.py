@@ -169,7 +169,8 @@ class EngineSampler:
             return ids, prompts.chat_end_ids, (*prompts.chat_stops, *prompt.stop)
         if prompt.suffix is not None:
             ids = prompts.infill(prompt.text, prompt.suffix)
-            return ids, prompts.infill_end_ids, (*prompts.infill_stops, *prompt.stop)
+            stops = prompts.middle_stops(prompt.text, prompt.suffix)  # as the server does
+            return ids, prompts.infill_end_ids, (*stops, *prompt.stop)
         return prompts.completion(prompt.text), prompts.completion_end_ids, prompt.stop
 
     def _sampling(self, decoding: Decoding, sample: int) -> Sampling:

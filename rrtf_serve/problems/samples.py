@@ -18,7 +18,7 @@ from typing import IO, Any
 from rrtf_serve.problems.origins import Record, json_lines
 from rrtf_serve.problems.problem import Problem, Suite
 
-JUDGE = 4  # raise it when the same programme may get another verdict: kept verdicts are then made anew
+JUDGE = 5  # raise it when the same programme may get another verdict: kept verdicts are then made anew
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")  # links into /usr on merged systems
 READ_ONLY = ("/usr", "/nix/store", "/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime")
 PACKAGES = "/packages"
+PRIVATE = Path("/tmp")  # each run has its own in the place of the host's
 
 
 def find() -> str | None:

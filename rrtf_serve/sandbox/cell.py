@@ -153,6 +153,13 @@ class Cell:
             self.close()
         return ended
 
+    def hang_up(self) -> None:
+        """End what runs, from any thread; whoever waits for it gets a CellError."""
+        host = self._socket
+        if host is not None:
+            with contextlib.suppress(OSError):  # closed meanwhile, or nobody at the other end
+                host.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End the zygote and everything in it; idempotent."""
         if self._socket is not None:
@@ -195,11 +202,11 @@ class Cell:
             if bwrap is None:
                 raise FileNotFoundError("bubblewrap is not installed")
             info_read, info_write = os.pipe()
-            environment["HOME"] = environment["TMPDIR"] = "/tmp"
+            environment["HOME"] = environment["TMPDIR"] = str(bubblewrap.PRIVATE)
             python = [
                 *bubblewrap.command(
                     bwrap, mounts=self._mounts(), packages=self._options.packages, code=INSIDE,
-                    info_fd=info_write, folder="/tmp", environment=environment,
+                    info_fd=info_write, folder=str(bubblewrap.PRIVATE), environment=environment,
                 ),
                 *python,
             ]  # fmt: skip
@@ -245,7 +252,9 @@ class Cell:
         readable += [str(path) for path in self._options.packages]
         return Setup(
             level=self._options.level.value,
-            folder="/tmp" if bubblewrapped else str(self._folder.path if self._folder else ""),
+            folder=str(bubblewrap.PRIVATE)
+            if bubblewrapped
+            else str(self._folder.path if self._folder else ""),
             uid=uid,
             readable=[path for path in readable if Path(path).exists()],
             packages=[

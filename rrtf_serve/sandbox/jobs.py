@@ -107,7 +107,7 @@ class StdioJob:
     Outputs are compared line by line after stripping white space at line ends and blank lines at the end.
     With `tolerance` above 0 tokens that both read as numbers may differ by that much, absolutely or
     relatively. A missing or an extra line is a difference. `stop_early` leaves later cases unrun after a
-    failure.
+    failure; one that breaks a limit always does. All cases together may take 20 times wall_s.
     """
 
     program: str

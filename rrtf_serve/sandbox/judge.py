@@ -127,64 +127,65 @@ class Sandbox:
         INFRA_ERROR. Raises ValueError where the sandbox is closed, and its subclass BadJob on a job that
         can't be run at all (an unknown language, cases that are not plain data).
         """
-        limits = limits or Limits()
-        verdict, effort = self._attempt(job, limits, self._gate.beside_others)
-        if verdict.kind is Kind.TIMEOUT and _was_held_up(effort, limits):
-            verdict, _ = self._attempt(job, limits, self._gate.alone)
-        return verdict
+        return self._judge(job, limits or Limits(), _Call())
 
     def judge_many(
         self, jobs: Iterable[Job | tuple[Job, Limits]], limits: Limits | None = None
     ) -> Iterator[Verdict]:
-        """One verdict per job, in the jobs' order; `jobs` is read a few ahead of the verdict awaited."""
+        """One verdict per job, in the jobs' order; `jobs` is read a few ahead of the verdict awaited.
+
+        Ends the runs under way when it is itself ended early: closed, or interrupted.
+        """
         waiting: deque[Future[Verdict]] = deque()
-        with ThreadPoolExecutor(self.workers, "sandbox") as pool:
-            try:
-                for job in jobs:
-                    waiting.append(self._submit(pool, job, limits))
-                    if len(waiting) >= AHEAD * self.workers:
-                        yield waiting.popleft().result()
-                while waiting:
+        with ThreadPoolExecutor(self.workers, "sandbox") as pool, _Call() as call:
+            for job in jobs:
+                waiting.append(self._submit(pool, job, limits, call))
+                if len(waiting) >= AHEAD * self.workers:
                     yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+            while waiting:
+                yield waiting.popleft().result()
 
     def judge_as_completed(
         self, jobs: Iterable[Job | tuple[Job, Limits]], limits: Limits | None = None
     ) -> Iterator[tuple[int, Verdict]]:
         """Each job's position and verdict as soon as it is judged: a slow job holds up no other's verdict.
 
-        `jobs` is read a few ahead of what has been judged.
+        `jobs` is read a few ahead of what has been judged. Ended early, it ends the runs under way.
         """
         running: dict[Future[Verdict], int] = {}
-        with ThreadPoolExecutor(self.workers, "sandbox") as pool:
-            try:
-                for position, job in enumerate(jobs):
-                    running[self._submit(pool, job, limits)] = position
-                    if len(running) >= AHEAD * self.workers:
-                        yield from _ended(running)
-                while running:
+        with ThreadPoolExecutor(self.workers, "sandbox") as pool, _Call() as call:
+            for position, job in enumerate(jobs):
+                running[self._submit(pool, job, limits, call)] = position
+                if len(running) >= AHEAD * self.workers:
                     yield from _ended(running)
-            finally:
-                for future in running:
-                    future.cancel()
+            while running:
+                yield from _ended(running)
 
     def _submit(
-        self, pool: ThreadPoolExecutor, job: Job | tuple[Job, Limits], limits: Limits | None
+        self, pool: ThreadPoolExecutor, job: Job | tuple[Job, Limits], limits: Limits | None, call: _Call
     ) -> Future[Verdict]:
-        return (
-            pool.submit(self.judge, *job) if isinstance(job, tuple) else pool.submit(self.judge, job, limits)
-        )
+        one, its_limits = job if isinstance(job, tuple) else (job, limits or Limits())
+        return pool.submit(self._judge, one, its_limits, call)
 
-    def _attempt(self, job: Job, limits: Limits, gate: Callable[[], AbstractContextManager[None]]) -> Judged:
+    def _judge(self, job: Job, limits: Limits, call: _Call) -> Verdict:
+        verdict, effort = self._attempt(job, limits, self._gate.beside_others, call)
+        if verdict.kind is Kind.TIMEOUT and _was_held_up(effort, limits):
+            verdict, _ = self._attempt(job, limits, self._gate.alone, call)
+        return verdict
+
+    def _attempt(
+        self, job: Job, limits: Limits, gate: Callable[[], AbstractContextManager[None]], call: _Call
+    ) -> Judged:
         error = ""
         for _ in range(ATTEMPTS):
             worker = self._take_worker()
             try:
-                with gate():
+                with gate(), call.using(worker):
                     return self._run(job, limits, worker)
             except BadJob:
+                raise
+            except _Stopped:
+                worker.close()
                 raise
             except (CellError, OSError) as problem:
                 error = str(problem)
@@ -242,6 +243,50 @@ class _Worker:
     def close(self) -> None:
         for cell in (self.candidate, self.examiner, self.command):
             cell.close()
+
+    def hang_up(self) -> None:
+        """End what runs; the one method that another thread may call."""
+        for cell in (self.candidate, self.examiner, self.command):
+            cell.hang_up()
+
+
+class _Stopped(Exception):  # noqa: N818  # reads as what happened
+    """The caller has no use for the verdict any more."""
+
+
+class _Call:
+    """The runs of one call of the sandbox; they end with it: nobody asks about their verdicts any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy: list[_Worker] = []
+        self._stopped = False
+
+    def __enter__(self) -> _Call:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._stopped = True
+            for worker in self._busy:
+                worker.hang_up()
+
+    @contextmanager
+    def using(self, worker: _Worker) -> Iterator[None]:
+        """Raises _Stopped before or in the place of whatever a run raises once the call has ended."""
+        with self._lock:
+            if self._stopped:
+                raise _Stopped
+            self._busy.append(worker)
+        try:
+            yield
+        except Exception:
+            if self._stopped:
+                raise _Stopped from None
+            raise
+        finally:
+            with self._lock:
+                self._busy.remove(worker)
 
 
 class _Gate:

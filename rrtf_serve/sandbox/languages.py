@@ -88,8 +88,8 @@ def _node_version() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", done.stdout)[:2])
 
 
-def prepare(language: str, source: str) -> Prepared:
-    """Raises BadJob naming the language, or the program that is missing."""
+def prepare(language: str, source: str, hidden: Path | None = None) -> Prepared:
+    """Raises BadJob naming the language, or the program that is missing or lies in the `hidden` folder."""
     if language not in LANGUAGES:
         raise BadJob(f"language {language!r} is not known; known are {', '.join(LANGUAGES)}")
     if not available(language):
@@ -97,6 +97,11 @@ def prepare(language: str, source: str) -> Prepared:
         newer = " 22.6 or newer" if language == "typescript" else ""
         raise BadJob(f"language {language!r} needs {needed}{newer}, which is not installed")
     entry = LANGUAGES[language]
+    for program in entry.programs:
+        place = _place(program)
+        if hidden is not None and place is not None and place.is_relative_to(hidden):
+            # Another of that name might be found instead.
+            raise BadJob(f"{program} is {place}: no run sees the host's {hidden}; put it elsewhere")
     nonce = secrets.token_hex(16)
     prologue = entry.prologue
     if language == "cpp" and not re.search(r"\bint\s++main\s*+\(\s*+(void\s*+)?\)", source):
@@ -106,14 +111,18 @@ def prepare(language: str, source: str) -> Prepared:
     return Prepared(files, ["/bin/sh", "-c", entry.run], nonce)
 
 
+def _place(program: str) -> Path | None:
+    path = shutil.which(program)
+    return Path(path).resolve() if path else None
+
+
 def program_files() -> list[Path]:
     """Interpreters and compilers outside /usr, and the folders beside them that they need; nothing else of
     the place they are installed in, and of a home or what holds one nothing but the programme itself."""
     found: dict[Path, None] = {}
     homes = {Path.home(), *(Path(entry.pw_dir) for entry in pwd.getpwall())}
     for program in sorted({p for language in LANGUAGES.values() for p in language.programs}):
-        path = shutil.which(program)
-        file = Path(path).resolve() if path else None
+        file = _place(program)
         if file is None or file.is_relative_to("/usr"):
             continue
         found[file] = None

@@ -27,7 +27,10 @@ from rrtf_serve.sandbox.limits import Limits
 from rrtf_serve.sandbox.line import BrokenProtocol, Line, Printed
 from rrtf_serve.sandbox.verdict import Kind, TestResult
 
-MOST_NESTED = 100  # calls within calls, back and forth
+MOST_NESTED = 900  # calls within calls, back and forth
+TOO_DEEP = dumps(
+    [["RecursionError"], [0], [["tuple", [1], [2]], ["tuple", "calls nested too deeply"], ["dict"]]]
+)
 GRACE_S = 1.0  # for the examiner to report once the candidate is dead
 NONCE_BYTES = 16
 SHOWN = 500  # characters of untrusted text in a verdict
@@ -224,7 +227,10 @@ class Relay:
         turn = self._stack[-1] if self._stack else "examiner"
         if not self._started or turn != sender:
             raise BrokenProtocol(f"{kind.name} out of turn")
-        if kind is Frame.CALL and len(self._stack) < MOST_NESTED:
+        if kind is Frame.CALL and len(self._stack) >= MOST_NESTED:
+            self._lines[sender].send(Frame.RAISE, TOO_DEEP)
+            return
+        if kind is Frame.CALL:
             self._stack.append(receiver)
         elif kind in (Frame.RETURN, Frame.RAISE) and self._stack:
             self._stack.pop()

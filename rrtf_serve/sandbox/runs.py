@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from typing import Any
 
+from rrtf_serve.sandbox import bubblewrap
 from rrtf_serve.sandbox.cases import ReferenceFailed, References, candidate_order
 from rrtf_serve.sandbox.cell import Cell, Exit
 from rrtf_serve.sandbox.jobs import CaseJob, FunctionJob, ProgramJob, StdioJob
@@ -17,6 +19,8 @@ from rrtf_serve.sandbox.verdict import Kind, Status, TestResult, Verdict
 
 CODE_BYTES = 4 << 20  # a longer candidate is refused unread
 SHOWN = 200
+MOST_WALLS = 20  # all cases of a programme together may take this many times what one may
+NEARLY = 0.7  # of a limit; what is measured in the end falls short of what struck
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,16 @@ def judge_stdio(job: StdioJob, limits: Limits, level: Level, cell: Cell) -> Judg
             break
         if problem and job.stop_early:
             break
+        if seconds > MOST_WALLS * limits.wall_s and number + 1 < len(job.cases):
+            outcome.stop(Kind.TIMEOUT, f"the cases together took more than {MOST_WALLS * limits.wall_s:g} s")
+            worst.stop(Kind.TIMEOUT, outcome.message)
+        if outcome.kind is not None:
+            # Every other case would take as long, and no verdict would be another.
+            rest = range(number + 1, len(job.cases))
+            tests += [
+                TestResult(f"case {n}", False, "not reached", "a case before broke a limit") for n in rest
+            ]
+            break
     status = _status(worst, tests, len(job.cases))
     return Verdict(
         status, level, worst.kind, tuple(tests), _first_problem(worst, tests), seconds, int(memory), printed
@@ -104,10 +118,12 @@ def judge_stdio(job: StdioJob, limits: Limits, level: Level, cell: Cell) -> Judg
 def judge_program(job: ProgramJob, limits: Limits, level: Level, cell: Cell) -> Judged:
     if len(job.source) > CODE_BYTES:
         return _too_long(level), Effort()
-    prepared = prepare(job.language, job.source)
+    prepared = prepare(job.language, job.source, bubblewrap.PRIVATE if level is Level.BUBBLEWRAP else None)
     run = Command(cell, limits)
     output = run.go(prepared.files, prepared.argv)
     outcome, ended = run.outcome, run.ended
+    if outcome.message and outcome.kind is None:
+        outcome.kind = _told_by_shell(ended, limits)
     if not outcome.message and prepared.proof not in output.splitlines():
         outcome.stop(None, "the programme ended before its end was reached")
     name = "programme"
@@ -123,6 +139,14 @@ def judge_program(job: ProgramJob, limits: Limits, level: Level, cell: Cell) -> 
     return Verdict(
         status, level, outcome.kind, (test,), message, outcome.seconds, ended.memory, shown[:4096]
     ), _effort(ended)
+
+
+def _told_by_shell(ended: Exit, limits: Limits) -> Kind | None:
+    """The limit that ended a programme inside the run's shell, which says 128 and the signal's number."""
+    if ended.code - 128 in (signal.SIGKILL, signal.SIGXCPU) and ended.cpu >= NEARLY * limits.cpu_s:
+        return Kind.TIMEOUT
+    died = ended.code - 128 in (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGTRAP, signal.SIGILL)
+    return Kind.MEMORY if died and ended.memory >= NEARLY * limits.memory_bytes else None
 
 
 def _too_long(level: Level) -> Verdict:

@@ -46,7 +46,11 @@ def run(channel: Channel) -> None:
         return
     served = _Served(module, order["entry"])
     codec = Codec(
-        proxy_factory(lambda: peer, lambda: codec), served.find_class, served.is_structural, flags_of
+        proxy_factory(lambda: peer, lambda: codec),
+        served.find_class,
+        served.is_structural,
+        flags_of,
+        module.__dict__.get,
     )
     peer = Peer(
         channel,

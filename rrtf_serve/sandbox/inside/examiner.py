@@ -5,11 +5,13 @@ Test code is untrusted as well; what it could gain here is only to lie about its
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 import types
 from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum
 from typing import Any
 
 from rrtf_serve.sandbox.inside import oracle
@@ -37,7 +39,7 @@ def run(channel: Channel) -> None:
     except BaseException as error:  # the tests' own fault, whatever it is
         channel.send(Frame.FAILED, dumps(["tests", type(error).__name__, _text(error)]))
         return
-    channel.send(Frame.READY, dumps(sorted(side.classes)))
+    channel.send(Frame.READY, dumps(sorted({*side.classes, *side.promised})))
     kind, _ = channel.receive()
     results, outputs = ([], None) if kind is not Frame.READY else examine()
     nonce = order["nonce"].encode()
@@ -73,17 +75,41 @@ def _report(results: list[Result], calls: int) -> bytes:
 class _Side:
     def __init__(self, channel: Channel) -> None:
         self.classes: dict[str, type] = {}
+        self.promised: set[str] = set()  # classes that the test code will define
+        self._module = types.ModuleType("tests")
         self._codec = Codec(
             proxy_factory(lambda: self.peer, lambda: self._codec),
-            self.classes.get,
-            lambda value: type(value) in self.classes.values(),
+            self._find_class,
+            self._is_shared,
             _exportable,
+            self._module.__dict__.get,
         )
         # A call that ended the tests' own map, zip or all by StopIteration would end them passed.
         self.peer = Peer(channel, self._codec, self._perform, may_stop=frozenset({"next"}))
 
-    def entry(self, /, *args: object, **kwargs: object) -> Any:
-        return self.peer.call("call", "entry", args, kwargs)
+    def _find_class(self, name: str) -> type | None:
+        if name in self.promised:
+            self._share(self._module.__dict__.get(name))
+        return self.classes.get(name)
+
+    def _is_shared(self, value: object) -> bool:
+        kind = type(value)
+        if kind.__name__ in self.promised:
+            self._share(kind)
+        return self.classes.get(kind.__name__) is kind
+
+    def _share(self, kind: object) -> None:
+        """A class of the tests' own: its objects cross by their attributes."""
+        plain = isinstance(kind, type) and not issubclass(kind, (BaseException, Enum))
+        if isinstance(kind, type) and plain and kind.__module__ == "tests":
+            self.classes[kind.__name__] = kind
+
+    def _named_entry(self, name: str) -> Callable[..., Any]:
+        def entry(*args: object, **kwargs: object) -> Any:
+            return self.peer.call("call", "entry", args, kwargs)
+
+        entry.__name__ = entry.__qualname__ = name
+        return entry
 
     def _perform(self, operation: str, target: Json, args: list[Any], kwargs: dict[str, Any]) -> object:
         """All the candidate may do with what tests handed it: call it, or take its next item."""
@@ -97,14 +123,16 @@ class _Side:
         raise WireError(f"{operation} is not offered here")
 
     def prepare_code(self, order: Json) -> Callable[[], tuple[list[Result], None]]:
-        module = types.ModuleType("tests")
-        sys.modules["tests"] = module
-        namespace = module.__dict__
+        sys.modules["tests"] = self._module
+        namespace = self._module.__dict__
         if order["prelude"]:
             exec(compile(order["prelude"], "<prelude>", "exec", dont_inherit=True), namespace)
         code = rewrite(order["test_code"], RECORDER)
         compiled = compile(code.tree, "<tests>", "exec", dont_inherit=True)
-        self._share_classes(namespace)
+        for value in list(namespace.values()):
+            self._share(value)
+        self.promised = {node.name for node in code.tree.body if isinstance(node, ast.ClassDef)}
+        entry = self._named_entry(order["entry"].rpartition(".")[2])
         recorder = _Recorder(code.assertions)
 
         def examine() -> tuple[list[Result], None]:
@@ -117,13 +145,13 @@ class _Side:
                 self._take_names(namespace, [name for name in wanted if name not in namespace])
                 simple = order["entry"].isidentifier()
                 if simple:
-                    namespace[order["entry"]] = self.entry
-                namespace["candidate"] = self.entry
+                    namespace[order["entry"]] = entry
+                namespace["candidate"] = entry
                 before = namespace.get("check")  # the entry point's, the prelude's or the candidate's own
                 exec(compiled, namespace)
                 check = namespace.get("check")
                 if check is not before and callable(check):
-                    check(self.entry)
+                    check(entry)
                 finished = True
             except Gone:
                 recorder.stop("not reached", "the candidate ended first")
@@ -140,11 +168,6 @@ class _Side:
             if type(found) is not dict:
                 raise WireError("not a mapping of names")
             namespace.update({name: found[name] for name in wanted if name in found})
-
-    def _share_classes(self, namespace: dict[str, Any]) -> None:
-        for name, value in namespace.items():
-            if isinstance(value, type) and value.__module__ == "tests" and value.__name__ == name:
-                self.classes[name] = value
 
     def prepare_cases(self, order: Json) -> Callable[[], tuple[list[Result], bytes | None]]:
         arguments = _decoded(self._codec, order["arguments"])

@@ -2,12 +2,13 @@
 
 CALL   [operation, target, item, nodes]      target: "entry", "name:<name>" or a handle of the receiver
 RETURN [item, nodes, [[number, node], ...]]  the last list: arguments that were changed in place
-RAISE  [class names, item, nodes]            names of the exception's class and its bases; its arguments
+RAISE  [class names, item, nodes]            names of the exception's class and its bases; its arguments and
+                                             attributes
 """
 
 from __future__ import annotations
 
-import builtins
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,18 +16,14 @@ from typing import Any
 from rrtf_serve.sandbox.inside.digest import digest_of
 from rrtf_serve.sandbox.inside.frames import Channel, Frame
 from rrtf_serve.sandbox.inside.reader import Reader
-from rrtf_serve.sandbox.inside.wire import Codec, Json, WireError, dumps, loads
-from rrtf_serve.sandbox.inside.writer import Message, TooLargeError, surely_longer
+from rrtf_serve.sandbox.inside.wire import CandidateError, Codec, Json, WireError, dumps, loads
+from rrtf_serve.sandbox.inside.writer import Message, TooLargeError, class_names, surely_longer
 
-NAME_LIMIT = 100  # characters of a class's name, and how many bases are told
+FRAMES = 60  # of the interpreter's stack that a call and its answer take here
 
 
 class Gone(BaseException):
     """The other side is dead. A BaseException, so that no test code mistakes it for a failed call."""
-
-
-class CandidateError(Exception):
-    """Stands for an exception that is none of the built-in ones below Exception (SystemExit, say)."""
 
 
 class Peer:
@@ -58,6 +55,16 @@ class Peer:
     ) -> Any:
         """Ask the other side and wait; answers its own calls meanwhile. Raises what the call raised there."""
         self.calls += operation != "names"
+        depth = sys.getrecursionlimit()
+        sys.setrecursionlimit(depth + FRAMES)  # in one process these frames would not be there
+        try:
+            return self._call(operation, target, args, kwargs)
+        finally:
+            sys.setrecursionlimit(depth)
+
+    def _call(
+        self, operation: str, target: Json, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+    ) -> Any:
         message = Message(self._codec)
         item = message.encode([list(args), kwargs or {}])
         self._channel.send(Frame.CALL, dumps([operation, target, item, message.nodes]))
@@ -128,33 +135,35 @@ class Peer:
         return reader.decode(item)
 
     def _describe(self, error: BaseException) -> bytes:
-        names = [cls.__name__[:NAME_LIMIT] for cls in type(error).__mro__[:NAME_LIMIT]]
-        try:
-            message = Message(self._codec)
-            item = message.encode(tuple(error.args))
-            return dumps([names, item, message.nodes])
-        except BaseException:  # arguments that can't be told are left out, the error is not
-            return dumps([names, [0], [["tuple"]]])
+        names = class_names(type(error))
+        for told in ((error.args, dict(vars(error))), (error.args, {}), ((), {})):
+            try:
+                message = Message(self._codec)
+                item = message.encode(told)
+                return dumps([names, item, message.nodes])
+            except BaseException:  # what can't be told is left out, the error is not
+                continue
+        raise WireError("nothing of an exception can be told")
 
     def _raised(self, payload: bytes) -> Exception:
         answer = loads(payload)
         match answer:
-            case [[str(first), *bases], item, nodes] if all(type(b) is str for b in bases):
-                args = Reader(self._codec, nodes).decode(item)
+            case [[str(), *_] as names, item, nodes] if all(type(name) is str for name in names):
+                told = Reader(self._codec, nodes).decode(item)
             case _:
                 raise WireError("not an exception")
-        for name in (first, *bases):
-            kind = getattr(builtins, name, None)
-            if isinstance(kind, type) and issubclass(kind, Exception):
-                break
-        else:
-            kind = CandidateError
-        if kind.__name__ != first:
-            kind = type(first, (kind,), {})
+        match told:
+            case (tuple() as args, dict() as attributes) if all(type(name) is str for name in attributes):
+                kind = self._codec.exception_class(names)
+            case _:
+                raise WireError("not an exception")
         try:
-            error: Exception = kind(*args) if type(args) is tuple else kind()
-        except TypeError:
-            error = CandidateError(first, *args)
+            error = kind(*args)
+        except Exception:  # it wants other arguments than it keeps
+            error = CandidateError(names[0], *args)
+        for name, value in attributes.items():
+            if not name.startswith("__") and not hasattr(type(error), name):
+                setattr(error, name, value)
         return error
 
 

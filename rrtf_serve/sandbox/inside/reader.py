@@ -193,6 +193,8 @@ class Reader:
                 return Digest(text)
             case ["y", str(name)] if name in BUILTIN_TYPES:
                 return BUILTIN_TYPES[name]
+            case ["x", *names] if names and all(type(name) is str for name in names):
+                return self._codec.exception_class(names)
             case ["h", *_]:
                 return self._codec.proxy(item)
             case ["o", number]:

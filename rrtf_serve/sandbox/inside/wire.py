@@ -28,12 +28,17 @@ class WireError(ValueError):
     """The other side sent something that is not a message."""
 
 
+class CandidateError(Exception):
+    """Stands for an exception that is none of the built-in ones below Exception (SystemExit, say)."""
+
+
 class Codec:
     """One side of the wire: which of its objects are known by handle, and what the other side's look like.
 
     make_proxy(id, class name, flags)   the stand-in for an object of the other side
     find_class(name)                    the class for a structural object; None: refuse
     structural(value)                   whether an object crosses by its attributes, not as a handle
+    find_exception(name)                this side's exception class of that name, if it has one
     """
 
     def __init__(
@@ -42,11 +47,14 @@ class Codec:
         find_class: Callable[[str], type | None],
         structural: Callable[[object], bool],
         export_flags: Callable[[object], str],
+        find_exception: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._make_proxy = make_proxy
         self.find_class = find_class
         self.structural = structural
         self._export_flags = export_flags
+        self._find_exception = find_exception
+        self._exceptions: dict[tuple[str, ...], type[Exception]] = {}
         self._own: list[object] = []
         self._own_numbers: dict[int, int] = {}
         self._proxies: dict[int, object] = {}
@@ -65,6 +73,22 @@ class Codec:
         else:
             flags = self._export_flags(value)
         return ["h", number, type(value).__name__, flags]
+
+    def exception_class(self, names: list[str]) -> type[Exception]:
+        """By the names of a class and its bases, the same class each time.
+
+        This side's own of the first name, or one made below the first base that is built in; below
+        CandidateError where none of those is an Exception.
+        """
+        key = tuple(names)
+        if key not in self._exceptions:
+            own = self._find_exception(names[0])
+            if isinstance(own, type) and issubclass(own, Exception):
+                return own
+            built_in = (BUILTIN_TYPES.get(name, object) for name in names)
+            base = next((kind for kind in built_in if issubclass(kind, Exception)), CandidateError)
+            self._exceptions[key] = base if base.__name__ == names[0] else type(names[0], (base,), {})
+        return self._exceptions[key]
 
     def own(self, number: Json) -> object:
         if type(number) is not int or not 0 <= number < len(self._own):

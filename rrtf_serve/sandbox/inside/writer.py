@@ -14,6 +14,7 @@ from rrtf_serve.sandbox.inside.digest import Digest
 from rrtf_serve.sandbox.inside.wire import BUILTIN_TYPES, Codec, Json
 
 WORD = 1 << 63
+NAME_LIMIT = 100  # characters of a class's name, and how many bases are told
 KEYS: Any = type({}.keys())
 VALUES: Any = type({}.values())
 ITEMS: Any = type({}.items())
@@ -156,7 +157,14 @@ def _scalar(value: Any, kind: type) -> Json:  # noqa: PLR0911  # one branch per 
         return ["D", value.text]
     if _is_type(value):
         return ["y", value.__name__]
+    if isinstance(value, type) and issubclass(value, BaseException):
+        return ["x", *class_names(value)]
     return None
+
+
+def class_names(kind: type) -> list[str]:
+    """Of a class and its bases, nearest first; shortened."""
+    return [cls.__name__[:NAME_LIMIT] for cls in kind.__mro__[:NAME_LIMIT]]
 
 
 def _is_type(value: object) -> bool:
