@@ -1,7 +1,8 @@
 # make run    install, fetch the default model, convert it once, serve it (API under /v1, page under /ui)
 # make test   install what the tests need and run them
 # make check  linters, types and import rules
-# Everything lands in .venv; models land under RRTF_HOME (default: ~/.cache/rrtf).
+# make gptq   install what `rrtf-convert gptq` needs; make auto-gptq: auto-gptq 0.7.1, in .venv-auto-gptq
+# Everything else lands in .venv; models land under RRTF_HOME (default: ~/.cache/rrtf).
 
 PYTHON ?= python3
 ARGS ?=
@@ -11,7 +12,11 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test test-slow test-browser check format clean
+# auto-gptq has wheels for Python 3.10 and 3.11 only, and works with libraries of its own time only.
+AUTO_GPTQ_PYTHON ?= python3.11
+AUTO_GPTQ := .venv-auto-gptq
+
+.PHONY: run test test-slow test-browser check format gptq auto-gptq clean
 
 run: .venv/run.stamp
 	$(BIN)/rrtf-serve $(ARGS)
@@ -35,8 +40,12 @@ format: .venv/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+gptq: .venv/gptq.stamp
+
+auto-gptq: $(AUTO_GPTQ)/done.stamp
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv $(AUTO_GPTQ) build dist *.egg-info
 
 .venv/created.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
@@ -54,3 +63,14 @@ clean:
 	@$(PIP) install -q $(TORCH)
 	@$(PIP) install -q -e '.[dev]' -c constraints.txt
 	@touch $@ .venv/run.stamp
+
+.venv/gptq.stamp: .venv/dev.stamp
+	@$(PIP) install -q -e '.[gptq]' -c constraints.txt
+	@touch $@
+
+$(AUTO_GPTQ)/done.stamp:
+	@$(AUTO_GPTQ_PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] in ((3, 10), (3, 11)) else "auto-gptq needs Python 3.10 or 3.11: make auto-gptq AUTO_GPTQ_PYTHON=...")'
+	$(AUTO_GPTQ_PYTHON) -m venv $(AUTO_GPTQ)
+	@$(AUTO_GPTQ)/bin/python -m pip --disable-pip-version-check install -q $(TORCH)
+	@$(AUTO_GPTQ)/bin/python -m pip --disable-pip-version-check install -q $(firstword $(TORCH)) transformers==4.52.4 peft==0.14.0 auto-gptq==0.7.1
+	@touch $@

@@ -84,13 +84,13 @@ def unpack(words: IntArray, bits: int, count: int) -> IntArray:
 
     Values lie one after the other from the lowest bit on and may begin in one word and end in the next.
     """
-    at = np.arange(count, dtype=np.int64) * bits
-    word, shift = at // 32, (at % 32).astype(np.uint64)
+    at = np.arange(count, dtype=np.int64).reshape(-1, *(1,) * (words.ndim - 1)) * bits
+    word = at.reshape(-1) // 32
     low = words.view(np.uint32)[word].astype(np.uint64)
     high = words.view(np.uint32)[np.minimum(word + 1, len(words) - 1)].astype(np.uint64)
-    shift = shift.reshape(-1, *(1,) * (words.ndim - 1))
     stream = low | high << np.uint64(32)
-    return (stream >> shift & np.uint64(2**bits - 1)).astype(np.int32)
+    values: IntArray = (stream >> (at % 32).astype(np.uint64) & np.uint64(2**bits - 1)).astype(np.int32)
+    return values
 
 
 def dequantise(layer: Layer, bits: int, start: int, stop: int) -> FloatArray:

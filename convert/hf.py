@@ -37,6 +37,7 @@ _COPIED = (
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
 _TOKENIZER_FILES = _COPIED[1:]
+_WITH_CONFIG = (Kind.HF, Kind.GPTQ)  # folders that have a config.json to copy
 _OTHER_BYTES = 64 << 20  # all files but the weights, at the most
 # Buffers that older versions of transformers saved and that no version reads.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias")
@@ -117,12 +118,12 @@ def _layer_first(name: str) -> tuple[int, str]:
 def own_dtype(source: Source, tensors: TensorSource, weights: dict[str, Weight]) -> str:
     """What a folder's configuration calls its type, else what most of its weights are stored as."""
     folder = source.base if source.kind is Kind.ADAPTER else source
-    if folder is not None and folder.kind is Kind.HF:
+    if folder is not None and folder.kind in _WITH_CONFIG:
         record = Record.read(folder.path / "config.json")
         named = record.text("dtype") or record.text("torch_dtype")
         if named in DTYPES:
             return named
-    elif any(tensors.precision(name) not in (16.0, 32.0) for name in weights):
+    if any(tensors.precision(name) not in (16.0, 32.0, 64.0) for name in weights):
         return "bfloat16"  # dequantised weights have no type of their own; models are trained in this one
     sizes: dict[str, int] = {}
     for weight in weights.values():
@@ -135,9 +136,10 @@ def _write_settings(
 ) -> None:
     base = source.base if source.base is not None else source
     own_tokenizer = source.kind is Kind.ADAPTER and (source.path / "tokenizer.json").is_file()
-    if base.kind is Kind.HF:
+    if base.kind in _WITH_CONFIG:
         config = Record.read(base.path / "config.json").values
-        config.pop("dtype", None)
+        for key in ("dtype", "quantization_config"):
+            config.pop(key, None)
         _write_json(folder / "config.json", config | {"torch_dtype": dtype})
         tokenizer = source.path if own_tokenizer else base.path
         for name in _COPIED:

@@ -191,23 +191,31 @@ def _folders(quantised: Quantised, cases: list[tuple[str, int, bool]], without: 
     return [quantised.get(*case) for case in cases if case[0] != without]
 
 
-def check_libraries(quantised: Quantised, cases: list[tuple[str, int, bool]], scratch: Path) -> None:
+def check_transformers(quantised: Quantised, cases: list[tuple[str, int, bool]], scratch: Path) -> None:
     # transformers 5.23 can't load GPTQ models of GPTBigCode: its initialisation trips over the layers.
     folders = _folders(quantised, cases, without="starcoder")
     for folder, found in zip(folders, loaded_by("transformers", folders, scratch), strict=True):
         check_equal(folder, found, weight=1e-3, logit=0.01)  # dequantised in float16
+
+
+def check_gptqmodel(quantised: Quantised, cases: list[tuple[str, int, bool]], scratch: Path) -> None:
     folders = _folders(quantised, cases)
     for folder, found in zip(folders, loaded_by("gptqmodel", folders, scratch), strict=True):
         check_equal(folder, found, weight=2e-3, logit=0.03)  # all of it in float16
 
 
-def test_transformers_and_gptqmodel_give_our_logits(quantised: Quantised, tmp_path: Path) -> None:
-    check_libraries(quantised, QUICK, tmp_path)
+def test_transformers_gives_our_logits(quantised: Quantised, tmp_path: Path) -> None:
+    check_transformers(quantised, QUICK, tmp_path)
+
+
+def test_gptqmodel_gives_our_logits(quantised: Quantised, tmp_path: Path) -> None:
+    check_gptqmodel(quantised, QUICK, tmp_path)
 
 
 @pytest.mark.slow
-def test_they_do_for_the_other_folders(quantised: Quantised, tmp_path: Path) -> None:
-    check_libraries(quantised, REST, tmp_path)
+def test_both_do_for_the_other_folders(quantised: Quantised, tmp_path: Path) -> None:
+    check_transformers(quantised, REST, tmp_path)
+    check_gptqmodel(quantised, REST, tmp_path)
 
 
 @pytest.mark.slow

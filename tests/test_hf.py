@@ -179,6 +179,19 @@ def test_a_base_of_another_name_is_mentioned(
     assert "names " in (said := capsys.readouterr().err) and "base" in said and "sibling" in said
 
 
+def test_a_gptq_folder_is_dequantised(tmp_path: Path) -> None:
+    from test_gptq_source import write_gptq as write_quantised
+
+    expected = write_quantised(tmp_path / "quantised", bits=4, ordered=True)
+    source = Source(tmp_path / "quantised", Kind.GPTQ, "quantised")
+    out = convert(source, tmp_path / "out", dtype="float32", progress=False)
+    assert detect_kind(out) is Kind.HF
+    found = weights(out)
+    assert expected.keys() <= found.keys()
+    assert all(np.array_equal(found[name], values) for name, values in expected.items())
+    assert logits(out).shape == (60, 128)
+
+
 def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "model", "llama")
     write_tokenizer(folder, 129)
