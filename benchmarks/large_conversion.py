@@ -157,14 +157,15 @@ def _disk_bytes(shape: Shape) -> int:
 
 
 # Limited in a fresh interpreter: a limit set between fork and exec would hold for this process' threads too.
+# The limit comes after the imports: under a small one OpenBLAS never ends loading.
 _CONVERT = """
 import json, resource, sys, time
-limit = int(sys.argv[3])
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 sys.modules["torch"] = sys.modules["transformers"] = None
 from pathlib import Path
 from convert.ct2 import convert
 from rrtf_serve.models.source import Kind, Source
+limit = int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 started = time.monotonic()
 convert(Source(Path(sys.argv[1]), Kind.HF, "starcoder-shape"), Path(sys.argv[2]), progress=False)
 print(json.dumps({"seconds": time.monotonic() - started}))
