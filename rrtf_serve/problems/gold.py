@@ -73,20 +73,23 @@ def measure(
     wanted = [suite.problems[task_id] for task_id in (suite.problems if task_ids is None else task_ids)]
     wanted = [problem for problem in wanted if problem.reference is not None and problem.tests is not None]
     path = _place(suite, sandbox)
-    known = {} if fresh else _read(path)
+    known = _read(path)
     # What failed once may have had a busy machine, or lacked a package that is there now.
-    missing = [problem for problem in wanted if not (found := known.get(problem.digest)) or not found.passed]
+    missing = [each for each in wanted if fresh or not (found := known.get(each.digest)) or not found.passed]
     if missing:
         builder = JobBuilder()
         jobs = (builder.build(problem, problem.program(problem.reference or "")) for problem in missing)
         verdicts = sandbox.judge_many(jobs, REFERENCE_LIMITS)
         progress = tqdm(missing, desc=f"references of {suite.name}", unit="problem", leave=False)
-        for problem, verdict in zip(progress, verdicts, strict=True):
-            if verdict.status is not Status.INFRA_ERROR:
-                known[problem.digest] = _gold(problem, verdict)
-            else:
+        try:
+            for problem, verdict in zip(progress, verdicts, strict=True):
+                if verdict.status is not Status.INFRA_ERROR:
+                    known[problem.digest] = _gold(problem, verdict)
+                    continue
+                known.pop(problem.digest, None)
                 log.warning("%s: the sandbox failed on its reference: %s", problem.task_id, verdict.message)
-        _write(path, known)
+        finally:  # a run that is stopped keeps what it has measured
+            _write(path, known)
     return {problem.task_id: known[problem.digest] for problem in wanted if problem.digest in known}
 
 
