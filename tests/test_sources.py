@@ -273,9 +273,10 @@ def test_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"model_type": "gemma"}, "a gemma model can only be converted whole"),
         (
             {"model_type": "rwkv"},
-            "'rwkv'.*known: gpt_bigcode, llama, mistral, phi3, qwen2, qwen3, starcoder2",
+            "'rwkv'.*known: gpt_bigcode, llama, mistral, phi3, qwen2, qwen3, starcoder2;",
         ),
         ({"hidden_size": "32"}, "hidden_size is '32'"),
         ({"num_hidden_layers": None}, "num_hidden_layers is None"),
