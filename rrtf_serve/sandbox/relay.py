@@ -117,6 +117,7 @@ class Relay:
             heard[cell.fileno()] = partial(self._hear_exit, name)
         for fd in heard:
             self._poll.register(fd, select.POLLIN)
+        full: set[Line] = set()  # lines that are polled for room to write
         while not self._over:
             left = until - time.monotonic()
             if left <= 0:
@@ -126,8 +127,9 @@ class Relay:
                 until = time.monotonic() + GRACE_S
                 continue
             for line in self._lines.values():
-                if line.open:
+                if line.open and line.wants_to_write != (line in full):
                     self._poll.modify(line, select.POLLIN | (select.POLLOUT if line.wants_to_write else 0))
+                    full ^= {line}
             for fd, event in self._poll.poll(left * 1000 + 1):
                 heard[fd](event)
             for name in self._exits:

@@ -12,7 +12,6 @@ import builtins
 import gc
 import os
 import sys
-import threading
 import types
 from typing import Any
 
@@ -184,7 +183,8 @@ def script(channel: Channel) -> None:
             channel.send(Frame.FAILED, dumps(["run", *_say(stop)]))
     except BaseException as error:  # the programme's own uncaught error, whatever it is
         channel.send(Frame.FAILED, dumps(["run", *_say(error)]))
-    threading._shutdown()  # type: ignore[attr-defined]  # what Python's own end calls first
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()  # what Python's own end calls first
     atexit._run_exitfuncs()
     for name in list(module.__dict__):
         if name != "__builtins__":

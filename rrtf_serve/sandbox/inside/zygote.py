@@ -82,6 +82,7 @@ class Zygote:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         self._address_bytes = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * PAGE
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # others of the same user may not look into this process
+        _fresh_streams()  # on whatever a child will have as its descriptors 0 to 2
         gc.collect()
         gc.freeze()
 
@@ -169,7 +170,6 @@ class Zygote:
             argv = candidate.write_files(channel) if order.role == "command" else []
             self._filter(order)
             channel.send(Frame.CONFINED)
-            _fresh_streams()
             if order.role == "command":
                 os.closerange(CHANNEL, CHANNEL + 1)
                 os.execve(argv[0], argv, dict(os.environ))
