@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
 
-from convert.commands.options import Commands, add_output, add_report, add_source, make_parser
-from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.folder import read_card
+from convert.commands.options import Commands, add_output, add_report, add_source, make_parser, report_folder
 from rrtf_serve.models.store import Store
 
 WRONG_USE = 2  # as argparse exits
@@ -111,27 +106,17 @@ def _quantise(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         output_copy=arguments.output_copy,
     )
-    started = time.monotonic()
     progress = not arguments.quiet
-    source = Store(arguments.home).fetch(arguments.source, revision=arguments.revision, progress=progress)
-    folder = quantise(
-        source,
-        arguments.output,
-        options,
-        data_dir=arguments.data_dir,
-        auto_gptq_python=arguments.auto_gptq_python,
-        progress=progress,
-        force=arguments.force,
+    store = Store(arguments.home)
+    return report_folder(
+        arguments,
+        lambda: quantise(
+            store.fetch(arguments.source, revision=arguments.revision, progress=progress),
+            arguments.output,
+            options,
+            data_dir=arguments.data_dir,
+            auto_gptq_python=arguments.auto_gptq_python,
+            progress=progress,
+            force=arguments.force,
+        ),
     )
-    seconds = time.monotonic() - started
-    card = read_card(folder)
-    if card is None:
-        raise ModelError(f"{folder}: has no card (rrtf.json); something removed it, quantise again")
-    if arguments.json:
-        print(json.dumps({"folder": str(folder), "seconds": round(seconds, 1), "card": asdict(card)}))
-    else:
-        print(
-            f"{folder}: {card.name} ({card.architecture}) as {card.quantization}, "
-            f"{card.size_bytes / 1e6:,.0f} MB, {seconds:.0f} s"
-        )
-    return 0
