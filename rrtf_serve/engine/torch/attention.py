@@ -8,7 +8,7 @@ https://huggingface.co/docs/transformers/attention_interface
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,27 +21,20 @@ from rrtf_serve.engine.torch.slots import Slots
 NAME = "rrtf_slots"
 
 
-@dataclass
 class Pass:
-    """One forward pass: as many new tokens for each of some rows, whose slots lie next to one another.
+    """One forward pass: some new tokens of one row, or one new token for each of some.
 
-    `starts`: tokens that the slots held before; a list, one number per row, only with one new token each.
+    places: the slot of each row. starts: tokens that it held before. new: tokens of each row in this pass, 1
+    where there are several rows.
     """
 
-    slots: Slots
-    first: int  # slot of the first row
-    starts: int | list[int]
-    device: torch.device
-    _starts: Tensor | int = field(init=False)
-    _masks: dict[tuple[int | None, int], Tensor | None] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.starts, int):
-            self._starts = self.starts
-        elif len(set(self.starts)) == 1:
-            self._starts = self.starts[0]
-        else:
-            self._starts = torch.tensor(self.starts, device=self.device)
+    def __init__(self, slots: Slots, places: Sequence[int], starts: Sequence[int], new: int) -> None:
+        slots.extend(places, starts, new)
+        self._slots = slots
+        self._places, self._starts, self._new = list(places), list(starts), new
+        self._masks: dict[int | None, Tensor | None] = {}
+        self._place_ids = torch.tensor(self._places, device=slots.device)
+        self._start_ids = torch.tensor(self._starts, device=slots.device)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
@@ -50,20 +43,38 @@ class Pass:
 
         `window`: how many tokens, its own counted, a token sees; None: all before it.
         """
-        rows, heads, new, width = query.shape
-        self.slots.write(layer, self.first, self._starts, key, value)
-        length = new + (self.starts if isinstance(self.starts, int) else max(self.starts))
-        groups = heads // key.shape[1]
-        if new == 1:
-            # The heads that share keys stand where tokens would: no key is copied.
-            keys, values = self.slots.read(layer, self.first, rows, length)
-            packed = query.reshape(rows, -1, groups, width)
-            mask = self._mask(window, new, length, query.dtype)
-            found = scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=scale)
-            return found.reshape(rows, heads, 1, width)
-        if length > new:
-            key, value = self.slots.read(layer, self.first, rows, length)
-        mask = self._mask(window, new, length, query.dtype)
+        keys, values = self._slots.keys(layer), self._slots.values(layer)
+        if self._new > 1:
+            return self._read_in(query, (keys, key), (values, value), scale, window)
+        for store, fresh in ((keys, key), (values, value)):
+            store[self._place_ids, self._start_ids] = fresh[:, :, 0].to(store.dtype)
+        rows, heads, _, width = query.shape
+        # The heads that share keys stand where tokens would: no key is copied.
+        packed = query.reshape(rows, key.shape[1], heads // key.shape[1], width)
+        attend = self._each if query.device.type == "cpu" else self._together
+        return attend(keys, values, packed, scale, window).reshape(rows, heads, 1, width)
+
+    def _read_in(
+        self,
+        query: Tensor,
+        keys: tuple[Tensor, Tensor],
+        values: tuple[Tensor, Tensor],
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Several tokens of one row. keys, values: where they are kept, and the new ones."""
+        place, start = self._places[0], self._starts[0]
+        stop = start + self._new
+        for store, fresh in (keys, values):
+            store[place, start:stop] = fresh[0].transpose(0, 1)
+        # What the slot rounds is read back, so that it doesn't matter in which pieces a prompt was read.
+        key, value = (
+            fresh
+            if not start and store.dtype == fresh.dtype
+            else store[place, :stop].transpose(0, 1).unsqueeze(0).to(query.dtype)
+            for store, fresh in (keys, values)
+        )
+        mask = self._mask(window, query.dtype)
         return scaled_dot_product_attention(
             query,
             key,
@@ -71,30 +82,57 @@ class Pass:
             attn_mask=mask,
             is_causal=mask is None,
             scale=scale,
-            enable_gqa=groups > 1,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
 
-    def _mask(self, window: int | None, new: int, length: int, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores: [1 or R, 1, n, T]. None where nothing is hidden but what comes later
-        in a pass over fresh slots."""
-        if window is not None and window >= length:
-            window = None
-        kind = (window, length)
-        if kind not in self._masks:
-            self._masks[kind] = self._build(window, new, length, dtype)
-        return self._masks[kind]
+    def _each(self, keys: Tensor, values: Tensor, query: Tensor, scale: float, window: int | None) -> Tensor:
+        """One row after another, each over what it sees and no more. query: [R, KV, groups, D]."""
+        found = torch.empty_like(query)
+        for row, (place, start) in enumerate(zip(self._places, self._starts, strict=True)):
+            first = 0 if window is None else max(0, start + 1 - window)
+            key, value = (
+                store[place, first : start + 1].transpose(0, 1).unsqueeze(0).to(query.dtype)
+                for store in (keys, values)
+            )
+            found[row] = scaled_dot_product_attention(query[row : row + 1], key, value, scale=scale)[0]
+        return found
 
-    def _build(self, window: int | None, new: int, length: int, dtype: torch.dtype) -> Tensor | None:
-        equal = isinstance(self._starts, int)
-        if window is None and equal and (new in (1, length)):
+    def _together(
+        self, keys: Tensor, values: Tensor, query: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        """All rows in one call, over as many tokens as the longest holds. query: [R, KV, groups, D]."""
+        first, rows = self._places[0], len(self._places)
+        length = max(self._starts) + 1
+        side_by_side = self._places == list(range(first, first + rows))
+        key, value = (
+            (store[first : first + rows, :length] if side_by_side else store[:, :length][self._place_ids])
+            .transpose(1, 2)
+            .to(query.dtype)
+            for store in (keys, values)
+        )
+        mask = self._mask(window, query.dtype)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores: [R, 1, n, T]. None where nothing is hidden but what comes later in a
+        pass over an empty slot."""
+        if window is not None and window >= max(self._starts) + self._new:
+            window = None
+        if window not in self._masks:
+            self._masks[window] = self._build(window, dtype)
+        return self._masks[window]
+
+    def _build(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        equal = len(set(self._starts)) == 1
+        if window is None and equal and (self._new == 1 or not self._starts[0]):
             return None
-        starts = torch.as_tensor(self._starts, device=self.device).reshape(-1, 1, 1)
-        at = starts + torch.arange(new, device=self.device).reshape(1, -1, 1)  # [R, n, 1]
-        keys = torch.arange(length, device=self.device)
-        seen = keys <= at
+        device = self._start_ids.device
+        at = self._start_ids.reshape(-1, 1, 1) + torch.arange(self._new, device=device).reshape(1, -1, 1)
+        keys = torch.arange(max(self._starts) + self._new, device=device)
+        seen = keys <= at  # [R, n, T]
         if window is not None:
             seen &= keys > at - window
-        mask = torch.zeros(seen.shape, dtype=dtype, device=self.device)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device)
         return mask.masked_fill_(~seen, float("-inf")).unsqueeze(1)
 
 

@@ -85,7 +85,7 @@ class TorchBatch:
     def _end(self) -> None:
         self._waiting.clear()
         self._active.clear()
-        self._slots = self._slots.empty()
+        self._slots.clear()
 
     def _let_go(self) -> list[Delta]:
         """Rows that were cancelled leave."""
@@ -138,7 +138,10 @@ class TorchBatch:
             if any(row.cancelled for row in rows):
                 return []  # perhaps the engine was closed; `step` finds out
             logits = self._loaded.get().decode(
-                [row.made[-1] for row in rows], self._slots, [row.held for row in rows]
+                [row.made[-1] for row in rows],
+                self._slots,
+                list(range(len(rows))),
+                [row.held for row in rows],
             )
         return self._advance(rows, logits)
 
@@ -158,4 +161,4 @@ class TorchBatch:
                 self._slots.copy(len(self._active), place, last.held)
                 self._active[place] = last
         if not self._active and not self._waiting:
-            self._slots = self._slots.empty()
+            self._slots.clear()

@@ -37,37 +37,41 @@ class Decoder:
         else:
             self._kv_heads = config.num_key_value_heads
 
-    def new_slots(self) -> Slots:
-        return Slots(self._layers, self._kv_heads, self._head_dim, dtype=self.dtype, device=self.device)
+    def new_slots(self, dtype: torch.dtype | None = None) -> Slots:
+        """An empty store for this model. `dtype`: of keys and values; None: as the weights compute."""
+        return Slots(
+            self._layers, self._kv_heads, self._head_dim, dtype=dtype or self.dtype, device=self.device
+        )
 
     def prefill(self, tokens: list[int], slots: Slots, slot: int, start: int) -> Tensor:
         """Read tokens of one row after the `start` that its slot holds: logits after the last, [1, V]."""
-        hidden = self._run([tokens], slots, slot, start)
+        hidden = self._run([tokens], slots, [slot], [start])
         return self._logits(hidden[:, -1])
 
-    def decode(self, tokens: list[int], slots: Slots, starts: list[int]) -> Tensor:
-        """Read one token for each of the slots 0, 1, ...: logits, [R, V]."""
-        hidden = self._run([[token] for token in tokens], slots, 0, starts)
+    def decode(self, tokens: list[int], slots: Slots, places: list[int], starts: list[int]) -> Tensor:
+        """Read one token for each of some rows: logits, [R, V].
+
+        places: the slot of each row, all different. starts: tokens that it holds.
+        """
+        hidden = self._run([[token] for token in tokens], slots, places, starts)
         return self._logits(hidden[:, -1])
 
     def logits_of(self, tokens: list[int], slots: Slots, start: int) -> Iterator[Tensor]:
-        """Logits after each token of one row, in order, in pieces of bounded size: [n, V] each."""
-        hidden = self._run([tokens], slots, 0, start)[0]
+        """Logits after each token of one row in slot 0, in order, in pieces of bounded size: [n, V] each."""
+        hidden = self._run([tokens], slots, [0], [start])[0]
         size = max(1, _LOGITS_BYTES // (4 * self.vocabulary))
         for at in range(0, len(hidden), size):
             yield self._logits(hidden[at : at + size])
 
-    def _run(self, tokens: list[list[int]], slots: Slots, first: int, starts: int | list[int]) -> Tensor:
+    def _run(self, tokens: list[list[int]], slots: Slots, places: list[int], starts: list[int]) -> Tensor:
         """[R, n] token ids -> last hidden states, [R, n, hidden]."""
-        longest = starts if isinstance(starts, int) else max(starts)
-        slots.reserve(first + len(tokens), longest + len(tokens[0]))
         ids = torch.tensor(tokens, device=self.device)
-        positions = torch.as_tensor(starts, device=self.device).reshape(-1, 1)
+        positions = torch.tensor(starts, device=self.device).reshape(-1, 1)
         hidden: Tensor = self._body(
             input_ids=ids,
             position_ids=positions + torch.arange(ids.shape[1], device=self.device),
             use_cache=False,
-            slot_pass=Pass(slots, first, starts, self.device),
+            slot_pass=Pass(slots, places, starts, ids.shape[1]),
         ).last_hidden_state
         return hidden
 

@@ -1,78 +1,115 @@
 """Keys and values of rows: one slot per row, a slot's tokens one after another.
 
-A slot is filled from its start, so what a row holds is a number, its length; whatever lies beyond that is
-never read. The store grows to what is held, up to double at a time.
+A slot is filled from its start, so what it holds is a number, its length; whatever lies beyond that is zero.
+All slots are equally long, but on Linux's CPUs memory is taken only where it was written: a short row beside
+a long one costs what the short one holds. Slots that are emptied give their memory back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from rrtf_serve.engine.torch.pages import Pages
+
 _LENGTH_STEP = 128  # tokens; slots are as long as the longest row, rounded up
+_GROWTH = 1024  # tokens; by as much as this a slot may be longer than asked for
 
 
 class Slots:
-    """Per layer two tensors, keys and values: [slots, tokens, kv_heads, head_dim]."""
+    """Per layer two tensors, keys and values: [slots, tokens, kv_heads, head_dim].
+
+    Whoever writes into them calls `extend` first, and asks for `keys` and `values` again after it.
+    """
 
     def __init__(
         self, layers: int, kv_heads: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._shape = (kv_heads, head_dim)
-        self._count = self._length = 0
-        empty = torch.empty(0, 0, kv_heads, head_dim, dtype=dtype, device=device)
-        self._keys = [empty] * layers
-        self._values = [empty] * layers
+        self.dtype, self.device = dtype, device
+        self._keys = [self._pages(0, 0) for _ in range(layers)]
+        self._values = [self._pages(0, 0) for _ in range(layers)]
+        self._filled: list[int] = []  # tokens that each slot holds
+        self._length = 0
 
     @property
-    def bytes(self) -> int:
-        """What the store takes, filled or not."""
-        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+    def count(self) -> int:
+        """Slots that there are, empty ones among them."""
+        return len(self._filled)
 
-    def empty(self) -> Slots:
-        """A store of the same kind that holds nothing."""
-        first = self._keys[0]
-        return Slots(len(self._keys), *self._shape, dtype=first.dtype, device=first.device)
+    @property
+    def length(self) -> int:
+        """Tokens for which each slot has room."""
+        return self._length
+
+    @property
+    def bytes_per_token(self) -> int:
+        heads, width = self._shape
+        return 2 * len(self._keys) * heads * width * self.dtype.itemsize
+
+    def filled(self, slot: int) -> int:
+        """Tokens that a slot holds."""
+        return self._filled[slot]
+
+    def keys(self, layer: int) -> Tensor:
+        """[slots, tokens, kv_heads, head_dim], contiguous. Its length may differ from other layers'."""
+        return self._keys[layer].tensor
+
+    def values(self, layer: int) -> Tensor:
+        """As `keys`."""
+        return self._values[layer].tensor
+
+    def extend(self, places: Sequence[int], starts: Sequence[int], new: int) -> None:
+        """Make room for `new` more tokens in each of the slots `places`, which hold `starts` tokens.
+
+        What any slot holds stays. Raises MemoryError, torch.OutOfMemoryError; then nothing has changed.
+        """
+        self.reserve(max(places) + 1, max(starts) + new)
+        for place, start in zip(places, starts, strict=True):
+            self._filled[place] = start + new
 
     def reserve(self, count: int, length: int) -> None:
-        """Make room for `count` slots of `length` tokens; what they hold stays."""
-        if count <= self._count and length <= self._length:
+        """Make room for `count` slots of `length` tokens; what they hold stays. Raises as `extend`."""
+        if count <= self.count and length <= self._length:
             return
         if length > self._length:
-            length = -(-max(length, min(2 * self._length, length + 1024)) // _LENGTH_STEP) * _LENGTH_STEP
-        held = (self._count, self._length)
-        self._count, self._length = max(count, self._count), max(length, self._length)
-        for tensors in (self._keys, self._values):
-            for layer, old in enumerate(tensors):
-                # One layer at a time: the old and the new one of all layers are never there together.
-                # Zeros: what is hidden is multiplied by 0, which a chance NaN would survive.
-                new = torch.zeros(self._count, self._length, *self._shape, dtype=old.dtype, device=old.device)
-                new[: held[0], : held[1]] = old
-                tensors[layer] = new
+            length = -(-max(length, min(2 * self._length, length + _GROWTH)) // _LENGTH_STEP) * _LENGTH_STEP
+        if self.count < count:
+            count = max(count, min(2 * self.count, count + 8))
+        count, length = max(count, self.count), max(length, self._length)
+        for store in (self._keys, self._values):
+            for layer, old in enumerate(store):
+                # One at a time: the old and the new ones of all layers are never there together.
+                new = self._pages(count, length)
+                for slot, held in enumerate(self._filled):
+                    new.tensor[slot, :held] = old.tensor[slot, :held]
+                store[layer] = new
+        self._filled += [0] * (count - self.count)
+        self._length = length
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Let a slot hold its first `length` tokens only."""
+        held = self._filled[slot]
+        if length >= held:
+            return
+        for pages in (*self._keys, *self._values):
+            pages.clear(pages.tensor[slot, length:held])
+        self._filled[slot] = length
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Let slot `target` hold what `source` does: its first `length` tokens."""
-        for tensors in (self._keys, self._values):
-            for tensor in tensors:
-                tensor[target, :length] = tensor[source, :length]
+        """Let slot `target` hold the first `length` tokens of `source`, and nothing else."""
+        self.truncate(target, 0)
+        for pages in (*self._keys, *self._values):
+            pages.tensor[target, :length] = pages.tensor[source, :length]
+        self._filled[target] = length
 
-    def write(self, layer: int, first: int, starts: Tensor | int, keys: Tensor, values: Tensor) -> None:
-        """Put new tokens into slots first, first + 1, ...
+    def clear(self) -> None:
+        """Let no slot be there, and give all memory back."""
+        for store in (self._keys, self._values):
+            store[:] = [self._pages(0, 0) for _ in store]
+        self._filled, self._length = [], 0
 
-        keys, values: [rows, kv_heads, new, head_dim]. `starts`: the tokens that every slot holds so far; a
-        tensor [rows] where they differ, and then one new token each.
-        """
-        rows, _, new, _ = keys.shape
-        for store, fresh in ((self._keys[layer], keys), (self._values[layer], values)):
-            if isinstance(starts, int):
-                store[first : first + rows, starts : starts + new] = fresh.transpose(1, 2)
-            else:
-                store[torch.arange(first, first + rows, device=store.device), starts] = fresh[:, :, 0]
-
-    def read(self, layer: int, first: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of `length` tokens: two views [rows, kv_heads, length, head_dim]."""
-        keys, values = (
-            tensors[layer][first : first + rows, :length].transpose(1, 2)
-            for tensors in (self._keys, self._values)
-        )
-        return keys, values
+    def _pages(self, count: int, length: int) -> Pages:
+        return Pages((count, length, *self._shape), self.dtype, self.device)
