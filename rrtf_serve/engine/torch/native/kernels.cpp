@@ -32,6 +32,7 @@ constexpr int LANES = 16;  // outputs per tile, floats per vector
 constexpr int DEPTH = 32;  // inputs per tile
 constexpr int TILE = LANES * DEPTH;
 constexpr int AHEAD = 3072;  // bytes of weights that are asked for before they are needed: the best measured
+constexpr int BUNDLE = 4;  // tiles of outputs that are multiplied at a time with many rows
 constexpr int ROWS = 64;  // tokens that are multiplied at a time
 
 typedef float Vector __attribute__((vector_size(64)));
@@ -87,9 +88,9 @@ struct AsBf16 {
 
 inline Vector widen(const AsFloat* from) { return load(&from->bits); }
 inline Vector widen(const AsBf16* from) {
-    typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
+    typedef uint16_t Sixteen __attribute__((vector_size(32), aligned(2), may_alias));
     typedef uint32_t Words __attribute__((vector_size(64)));
-    const Words wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words) << 16;
+    const Words wide = __builtin_convertvector(*reinterpret_cast<const Sixteen*>(from), Words) << 16;
     return reinterpret_cast<Vector>(wide);
 }
 
@@ -278,11 +279,27 @@ inline int64_t tile_bytes(const Linear& linear) { return TILE * linear.bits / 8;
 inline int64_t depth_tiles(const Linear& linear) { return (linear.inputs + DEPTH - 1) / DEPTH; }
 inline int64_t output_tiles(const Linear& linear) { return (linear.outputs + LANES - 1) / LANES; }
 
+// Memory that begins on a cache line: tiles that cross lines are read at less than half the speed.
+template <class T>
+struct LineAllocator {
+    typedef T value_type;
+    LineAllocator() = default;
+    template <class U>
+    LineAllocator(const LineAllocator<U>&) {}
+    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* at, size_t) { ::operator delete(at, std::align_val_t(64)); }
+    template <class U>
+    bool operator==(const LineAllocator<U>&) const { return true; }
+    template <class U>
+    bool operator!=(const LineAllocator<U>&) const { return false; }
+};
+typedef std::vector<uint16_t, LineAllocator<uint16_t>> Halves;
+
 inline int64_t padded_inputs(const Linear& linear) { return depth_tiles(linear) * DEPTH; }
 
 // Activations as bfloat16, ready to be multiplied with one matrix.
 struct Inputs {
-    std::vector<uint16_t> values;  // [rows rounded up to 16][padded inputs]
+    Halves values;                  // [rows rounded up to 16][padded inputs]
     std::vector<float> sums;       // [rows][groups]: of each group's inputs, where zeros need them
 
     // Room for `rows` rows of what this matrix takes.
@@ -331,7 +348,7 @@ Unit unit = best_unit();
 
 #ifdef WITH_AMX
 
-void configure(int rows) {  // A and C of `rows`, B whole
+void configure(int rows) {  // sums and inputs of `rows`, weights whole
     alignas(64) uint8_t config[64] = {};
     config[0] = 1;
     for (int tile = 0; tile < 7; tile++) {
@@ -350,8 +367,8 @@ inline void multiply_amx(const uint16_t* inputs, int64_t width, const uint16_t* 
     if constexpr (BLOCKS > 2) _tile_zero(2);
     if constexpr (BLOCKS > 3) _tile_zero(3);
     for (int tile = 0; tile < count; tile++) {
-        _tile_loadd(6, tiles + TILE * tile, 64);
         const uint16_t* from = inputs + DEPTH * tile;
+        _tile_loadd(6, tiles + TILE * tile, 64);
         _tile_loadd(4, from, stride);
         _tile_dpbf16ps(0, 4, 6);
         if constexpr (BLOCKS > 1) {
@@ -445,17 +462,13 @@ inline void multiply(const uint16_t* inputs, int64_t width, const uint16_t* tile
 // What one thread needs for products.
 struct Bench {
     alignas(64) uint16_t tiles[2][8 * TILE];
-    alignas(64) float sums[ROWS * LANES];
-    std::vector<uint16_t> strip_memory;
+    alignas(64) float sums[2][ROWS * LANES];
+    alignas(64) float acc[BUNDLE][ROWS * LANES];
+    Halves strips;  // unpacked, of a bundle
 
     void reserve(const Linear& linear, int64_t rows) {
-        const size_t elements = linear.bits < 16 && rows > ROWS ? size_t(depth_tiles(linear) * TILE + 32) : 0;
-        if (strip_memory.size() < elements) strip_memory.resize(elements);
-    }
-
-    uint16_t* strip() {
-        const uintptr_t at = reinterpret_cast<uintptr_t>(strip_memory.data());
-        return reinterpret_cast<uint16_t*>((at + 63) / 64 * 64);
+        const size_t elements = linear.bits < 16 && rows > ROWS ? size_t(BUNDLE * depth_tiles(linear) * TILE) : 0;
+        if (strips.size() < elements) strips.resize(elements);
     }
 };
 
@@ -475,94 +488,107 @@ inline Vector scales_at(const Linear& linear, int64_t at) {
 struct Piece {
     int64_t begin, group;
     int count;  // 0: no more
+    bool last;  // of its group
 };
 
 struct Cursor {
     int64_t depth, per_group, group, at;
 
-    Piece next(bool whole) {
-        if (at == depth) return {at, -1, 0};
+    Piece next() {
+        if (at == depth) return {at, group, 0, true};
         const int64_t end = std::min(depth, (group + 1) * per_group);
-        const int count = int(whole ? end - at : std::min<int64_t>(8, end - at));
-        const Piece found = {at, group, count};
+        const int count = int(std::min<int64_t>(8, end - at));
+        const Piece found = {at, group, count, at + count == end};
         at += count;
         group += at == end;
         return found;
     }
 };
 
-// Outputs [16 * tile, 16 * tile + 16) of all rows: to[row * stride + output] = or += product + bias.
-void product(const Linear& linear, int64_t tile, const Inputs& inputs, int64_t rows, float* to, int64_t stride,
-             bool add, Bench& bench) {
+// Outputs of `bundle` tiles from the one numbered `tile` on, of all rows: to[row * stride + output] = or +=
+// product + bias.
+void product(const Linear& linear, int64_t tile, int bundle, const Inputs& inputs, int64_t rows, float* to,
+             int64_t stride, bool add, Bench& bench) {
     const int64_t depth = depth_tiles(linear), bytes = tile_bytes(linear), width = depth * DEPTH;
     const uint8_t* packed = linear.packed + tile * depth * bytes;
     const Unpacker unpack(linear);
-    const int64_t left = linear.outputs - LANES * tile;
-    const int columns = int(left < LANES ? left : LANES);
-    Vector bias{};
-    if (linear.bias)
-        for (int lane = 0; lane < columns; lane++) bias[lane] = linear.bias[LANES * tile + lane];
-
     const bool plain = linear.bits == 16;
     const int64_t per_group = plain ? depth : linear.group / DEPTH;
     const int64_t groups = plain ? 1 : linear.groups;
-    // Many rows: the whole strip is unpacked once. Few: a few tiles at a time, which stay in the nearest cache.
-    const uint16_t* strip = nullptr;
+    // Many rows: whole strips are unpacked once. Few: a few tiles at a time, which stay in the nearest cache.
+    const uint16_t* strips = nullptr;
     if (plain) {
-        strip = reinterpret_cast<const uint16_t*>(packed);
+        strips = reinterpret_cast<const uint16_t*>(packed);
     } else if (rows > ROWS) {
-        uint16_t* whole = bench.strip();
-        for (int64_t at = 0; at < depth; at++) unpack(packed + at * bytes, whole + at * TILE);
-        strip = whole;
+        uint16_t* whole = bench.strips.data();
+        for (int64_t at = 0; at < bundle * depth; at++) unpack(packed + at * bytes, whole + at * TILE);
+        strips = whole;
     }
-    alignas(64) float acc[ROWS * LANES];
     for (int64_t first = 0; first < rows; first += ROWS) {
         const int block = int(rows - first < ROWS ? rows - first : ROWS);
-        for (int row = 0; row < block; row++) store(acc + LANES * row, bias);
+        for (int i = 0; i < bundle; i++) {
+            Vector bias{};
+            if (linear.bias)
+                for (int64_t lane = 0, at = LANES * (tile + i); lane < LANES && at < linear.outputs; lane++, at++)
+                    bias[lane] = linear.bias[at];
+            for (int row = 0; row < block; row++) store(bench.acc[i] + LANES * row, bias);
+        }
         const uint16_t* from = inputs.values.data() + first * width;
-        // Sums over a long group are cut at the same places whatever the number of rows.
-        Cursor at{depth, per_group, 0, 0};
-        int turn = 0;
-        Piece piece = at.next(plain);
-        const auto tiles_of = [&](const Piece& some) {
-            if (strip) return strip + some.begin * TILE;
+        int turn = 0, side = 0;
+        const auto tiles_of = [&](const Piece& some) -> const uint16_t* {
+            if (strips) return strips + some.begin * TILE;
             uint16_t* const target = bench.tiles[turn ^= 1];
             const uint8_t* const source = packed + some.begin * bytes;
             for (int64_t byte = 0; byte < some.count * bytes; byte += 64)
                 __builtin_prefetch(source + AHEAD + byte, 0, 2);
             for (int i = 0; i < some.count; i++) unpack(source + i * bytes, target + TILE * i);
-            return static_cast<const uint16_t*>(target);
+            return target;
         };
-        const uint16_t* tiles = tiles_of(piece);
-        while (piece.count) {
-            // The next tiles are unpacked before these are multiplied: a matrix unit waits for what was just
-            // stored until it has left the store buffer.
-            const Piece next = at.next(plain);
-            const uint16_t* const next_tiles = next.count ? tiles_of(next) : nullptr;
-            multiply(from + piece.begin * DEPTH, width, tiles, piece.count, block, bench.sums);
-            const int64_t place = (tile * groups + piece.group) * LANES;
+        const auto finish = [&](const Piece& piece, int i, const float* sums) {
+            const int64_t place = ((tile + i) * groups + piece.group) * LANES;
             const Vector scale = plain ? all(1.0f) : scales_at(linear, place);
+            float* const acc = bench.acc[i];
             for (int row = 0; row < block; row++)
-                store(acc + LANES * row, load(acc + LANES * row) + scale * load(bench.sums + LANES * row));
-            if (linear.zeros && next.group != piece.group) {
+                store(acc + LANES * row, load(acc + LANES * row) + scale * load(sums + LANES * row));
+            if (linear.zeros && piece.last) {
                 const Vector zero = scale * load(linear.zeros + place);
                 for (int row = 0; row < block; row++) {
                     const float sum = inputs.sums[(first + row) * groups + piece.group];
                     store(acc + LANES * row, load(acc + LANES * row) - zero * all(sum));
                 }
             }
+        };
+        // What was just stored is not touched again at once: the next tiles are unpacked before these are
+        // multiplied, and sums are added up when the next ones are under way. Both would wait otherwise.
+        Cursor cursor{depth, per_group, 0, 0};
+        Piece piece = cursor.next(), before{};
+        int before_tile = 0;
+        const uint16_t* tiles = tiles_of(piece);
+        while (piece.count) {
+            const Piece next = cursor.next();
+            const uint16_t* const next_tiles = next.count ? tiles_of(next) : nullptr;
+            for (int i = 0; i < bundle; i++) {
+                multiply(from + piece.begin * DEPTH, width, tiles + i * depth * TILE, piece.count, block,
+                         bench.sums[side ^= 1]);
+                if (before.count) finish(before, before_tile, bench.sums[side ^ 1]);
+                before = piece;
+                before_tile = i;
+            }
             piece = next;
             tiles = next_tiles;
         }
-        for (int row = 0; row < block; row++) {
-            float* target = to + (first + row) * stride + LANES * tile;
-            if (columns == LANES) {
-                store(target, add ? load(target) + load(acc + LANES * row) : load(acc + LANES * row));
-            } else {
-                for (int lane = 0; lane < columns; lane++)
-                    target[lane] = (add ? target[lane] : 0) + acc[LANES * row + lane];
+        finish(before, before_tile, bench.sums[side]);
+        for (int i = 0; i < bundle; i++)
+            for (int row = 0; row < block; row++) {
+                float* target = to + (first + row) * stride + LANES * (tile + i);
+                const float* acc = bench.acc[i] + LANES * row;
+                const int64_t left = linear.outputs - LANES * (tile + i);
+                if (left >= LANES) {
+                    store(target, add ? load(target) + load(acc) : load(acc));
+                } else {
+                    for (int64_t lane = 0; lane < left; lane++) target[lane] = (add ? target[lane] : 0) + acc[lane];
+                }
             }
-        }
     }
 }
 
@@ -585,8 +611,11 @@ void products(const Job* jobs, int count, int64_t rows, int64_t stride, bool add
     for (int job = 0; job < count; job++) {
         const int64_t tiles = output_tiles(*jobs[job].linear);
         const int64_t from = std::max(share.from, before), to = std::min(share.to, before + tiles);
-        for (int64_t tile = from; tile < to; tile++)
-            product(*jobs[job].linear, tile - before, *jobs[job].inputs, rows, jobs[job].to, stride, add, bench);
+        // Several tiles at once read the activations once; only with many rows is that worth it.
+        const int most = rows > LANES && (rows > ROWS || jobs[job].linear->bits == 16) ? BUNDLE : 1;
+        for (int64_t tile = from; tile < to; tile += most)
+            product(*jobs[job].linear, tile - before, int(std::min<int64_t>(most, to - tile)), *jobs[job].inputs,
+                    rows, jobs[job].to, stride, add, bench);
         before += tiles;
     }
 #ifdef WITH_AMX
@@ -742,8 +771,15 @@ void attend(const Model& model, const Store& store_, int64_t layer, int64_t wind
         const int64_t position = oldest + pair / item.heads;
         const int64_t from = (window && position >= window ? position - window + 1 : 0) - begin;
         const int64_t to = position - begin;  // the last that it sees
-        float highest = -std::numeric_limits<float>::infinity();
-        for (int64_t i = from; i <= to; i++) highest = std::max(highest, row[i]);
+        Vector most = all(-std::numeric_limits<float>::infinity());
+        int64_t next = from;
+        for (; next + LANES <= to + 1; next += LANES) {
+            const Vector some = load(row + next);
+            most = some > most ? some : most;
+        }
+        float highest = most[0];
+        for (int lane = 1; lane < LANES; lane++) highest = std::max(highest, most[lane]);
+        for (; next <= to; next++) highest = std::max(highest, row[next]);
         const Vector top = all(highest * model.scale), scale = all(model.scale);
         for (int64_t i = 0; i < from; i++) row[i] = 0;
         for (int64_t i = to + 1; i < length; i++) row[i] = 0;
