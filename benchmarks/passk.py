@@ -227,6 +227,7 @@ def _sampler(config: PasskConfig) -> Iterator[Sampler]:
         dtype=config.dtype,
         threads=config.threads,
         max_batch=config.batch,
+        kv_cache_tokens=0,  # in 16 bits an answer could depend on what was asked before it
     )
     source = prepare_source(serving)
     card = describe_source(serving, source)

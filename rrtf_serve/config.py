@@ -30,6 +30,10 @@ class ServeConfig:
     device: str = "auto"
     compute_type: str = "default"  # of ct2
     dtype: str = "auto"  # of torch
+    kv_dtype: str = "auto"  # of torch's keys and values; auto: as the weights compute
+    kv_cache_tokens: int | None = (
+        None  # of torch, kept for later requests; None: see TorchEngine, 0: no reuse
+    )
     threads: int = 0  # 0: as many as there are cores
     context_length: int | None = None  # tokens; None: what the model says
     family: str | None = None  # prompt family; None: what the model says
@@ -53,6 +57,10 @@ class ServeConfig:
             raise ValueError(f"--engine {self.engine}: must be one of {', '.join(ENGINES)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"--dtype {self.dtype}: must be one of {', '.join(DTYPES)}")
+        if self.kv_dtype not in DTYPES:
+            raise ValueError(f"--kv-dtype {self.kv_dtype}: must be one of {', '.join(DTYPES)}")
+        if self.kv_cache_tokens is not None and self.kv_cache_tokens < 0:
+            raise ValueError(f"--kv-cache-tokens must be 0 (no reuse) or more, not {self.kv_cache_tokens}")
         if self.context_length is not None and self.context_length < 2:
             raise ValueError(f"--context-length must be at least 2, not {self.context_length}")
         if not 0 <= self.drain_seconds <= 86_400:  # written so that NaN fails it

@@ -35,6 +35,9 @@ def load_engine(
     if engine_of(config, source.kind) == "ct2":
         if config.dtype != "auto":
             raise ValueError("--dtype goes with --engine torch; for ct2 give --compute-type")
+        if config.kv_dtype != "auto" or config.kv_cache_tokens:
+            flag = "--kv-dtype" if config.kv_dtype != "auto" else "--kv-cache-tokens"
+            raise ValueError(f"{flag} goes with --engine torch; CTranslate2 keeps its own cache")
         return Ct2Engine(
             source.path,
             context_length=card.context_length,
@@ -58,6 +61,8 @@ def load_engine(
         context_length=card.context_length,
         device=config.device,
         dtype=config.dtype,
+        kv_dtype=config.kv_dtype,
+        kv_cache_tokens=config.kv_cache_tokens,
         threads=config.threads,
         max_batch=config.max_batch,
     )

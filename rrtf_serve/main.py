@@ -204,6 +204,13 @@ def _parser() -> argparse.ArgumentParser:
         "--compute-type", help="CTranslate2 compute type (default: what the weights and the device suggest)"
     )
     option("--dtype", help="torch's type: auto, float32, bfloat16 or float16 (default: as the weights are)")
+    option("--kv-dtype", help="torch's type of keys and values, as --dtype (default: as the weights compute)")
+    option(
+        "--kv-cache-tokens",
+        type=int,
+        help="torch: tokens of ended requests kept, so that prompts that begin alike are not read again; 0: "
+        "none (default: 16384, or what 512 MiB hold)",
+    )
     option("--threads", type=int, help="CPU threads per batch; 0: one per core (default: 0)")
     option(
         "--context-length", type=int, help="tokens of prompt and completion together (default: the model's)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import threading
 import time
@@ -13,16 +12,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from engine_rows import GREEDY, NO_END, answers, collect, open_engine, tokens
 from tiny_models import CONFIGS, END, VOCABULARY, write_hf
 
 from rrtf_serve.engine.protocol import Delta, EngineError, Request, Sampling
-from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.engine.torch import batch as batches
 from rrtf_serve.engine.torch.decoder import Decoder
 from rrtf_serve.engine.torch.engine import TorchEngine
 
-GREEDY = Sampling(temperature=0)
-NO_END: frozenset[int] = frozenset()
 # The window of the tiny StarCoder2 is 16 tokens.
 PROMPTS = [(5,), (6, 9), (3, 4, 5, 6, 7), tuple(range(10, 50)), (60, 61), (6, 9), tuple(range(3, 20))]
 ARCHITECTURES = sorted(
@@ -49,10 +46,6 @@ def engine(folder: Path) -> Iterator[TorchEngine]:
     engine.close()
 
 
-def open_engine(folder: Path, **options: Any) -> TorchEngine:
-    return TorchEngine(folder, **{"context_length": 128, "threads": 1, "device": "cpu", **options})
-
-
 def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     causal: Any = transformers.AutoModelForCausalLM
     return causal.from_pretrained(folder, dtype=dtype)
@@ -67,31 +60,6 @@ def generated(model: Any, prompt: tuple[int, ...], count: int, **options: Any) -
     )
     found: list[int] = made[0, len(prompt) :].tolist()
     return found
-
-
-def collect(engine: TorchEngine, requests: list[Request]) -> list[list[Delta]]:
-    """Each row's deltas; checks what holds for every batch."""
-    batch = engine.start(requests)
-    rows: list[list[Delta]] = [[] for _ in requests]
-    try:
-        while deltas := batch.step():
-            for delta in deltas:
-                rows[delta.row].append(delta)
-        assert batch.step() == []
-    finally:
-        batch.close()
-    for row in rows:
-        assert [delta.finish for delta in row[:-1]] == [None] * (len(row) - 1)
-        assert row[-1].finish is not None
-    return rows
-
-
-def tokens(row: list[Delta]) -> list[int]:
-    return [delta.token for delta in row if delta.token is not None]
-
-
-def answers(engine: TorchEngine, requests: list[Request]) -> list[list[int]]:
-    return [tokens(row) for row in collect(engine, requests)]
 
 
 def logprobs_after(model: Any, ids: list[int]) -> torch.Tensor:
@@ -182,33 +150,6 @@ def test_a_seed_gives_the_same_tokens_whatever_else_runs(engine: TorchEngine) ->
     assert len({tuple(answer) for answer in unseeded}) == 5
 
 
-def test_requests_with_different_options_wait_for_one_batch(
-    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = answers(engine, [Request((5, 6), 8, NO_END, sampling) for sampling in SAMPLED])
-    sizes: list[int] = []
-    start = TorchEngine.start
-
-    def counted(self: TorchEngine, requests: list[Request]) -> batches.TorchBatch:
-        sizes.append(len(requests))
-        return start(self, requests)
-
-    monkeypatch.setattr(TorchEngine, "start", counted)
-
-    async def ask() -> list[list[int]]:
-        scheduler = Scheduler(engine)
-        first = scheduler.submit([Request((9,), 100, NO_END, GREEDY)])
-        await anext(first)  # it runs: the others wait behind it
-        streams = [scheduler.submit([Request((5, 6), 8, NO_END, sampling)]) for sampling in SAMPLED]
-        first.cancel()
-        made = [[delta.token async for deltas in stream for delta in deltas] for stream in streams]
-        await scheduler.close(10)
-        return made  # type: ignore[return-value]  # no row ends without a token
-
-    assert asyncio.run(ask()) == expected
-    assert sizes == [1, len(SAMPLED)]
-
-
 def test_cancelling_a_row_leaves_the_others_as_they_were(engine: TorchEngine) -> None:
     requests = [Request(prompt, 25, NO_END, Sampling(seed=1)) for prompt in PROMPTS]
     expected = answers(engine, requests)
@@ -237,9 +178,8 @@ def test_rows_cancelled_before_they_enter_never_run(engine: TorchEngine) -> None
     batch.close()
 
 
-def test_a_long_prompt_is_let_go_between_its_pieces(
-    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_prompt_is_let_go_between_its_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine(folder)
     monkeypatch.setattr(batches, "PREFILL_TOKENS", 10)
     batch = engine.start([Request((7,) * 100, 5, NO_END, GREEDY)])
     pieces: list[int] = []
@@ -255,9 +195,11 @@ def test_a_long_prompt_is_let_go_between_its_pieces(
     assert batch.step() == [Delta(0, None, "cancelled")]
     assert pieces == [10, 10]
     batch.close()
+    engine.close()
 
 
-def test_equal_prompts_are_read_once(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_prompts_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine(folder)
     calls: list[int] = []
     prefill = Decoder.prefill
 
@@ -270,6 +212,7 @@ def test_equal_prompts_are_read_once(engine: TorchEngine, monkeypatch: pytest.Mo
     found = answers(engine, requests)
     assert calls == [3]
     assert found == [answers(engine, [request])[0] for request in requests]
+    engine.close()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
@@ -377,16 +320,6 @@ def test_closing_the_engine_stops_what_runs(folder: Path) -> None:
         engine.start([Request((5,), 5, NO_END, GREEDY)])
     with pytest.raises(EngineError, match="closed"):
         engine.score((5, 6), 0)
-
-
-def test_slots_are_given_back_once_nothing_needs_them(engine: TorchEngine) -> None:
-    batch = engine.start([Request((5,), 4, NO_END, GREEDY)] * 3)
-    batch.step()
-    assert batch._slots.count > 0
-    while batch.step():
-        pass
-    assert batch._slots.count == 0
-    batch.close()
 
 
 def test_nothing_keeps_a_dropped_engine_in_memory(folder: Path) -> None:

@@ -41,7 +41,7 @@ class Plan:
 
 async def answer(request: HttpRequest, served: Served, plan: Plan) -> Response:
     """Raises ApiError, EngineError."""
-    generation = Generation(served, plan.job)
+    generation = Generation(served, plan.job, request.scope["rrtf.owner"])
     headers = {"x-rrtf-dropped": ", ".join(plan.dropped)} if plan.dropped else {}
     if plan.stream:
         return EventStream(_events(generation, plan), generation.cancel, headers)

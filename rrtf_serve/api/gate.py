@@ -1,4 +1,8 @@
-"""What every request passes first: a request id, and the check of its API key."""
+"""What every request passes first: a request id, and the check of its API key.
+
+Both are left in the scope: `rrtf.request_id`, and `rrtf.owner`, the key's digest (None where no key is asked
+for).
+"""
 
 from __future__ import annotations
 
@@ -36,23 +40,26 @@ class Gate:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        problem = self._refusal(scope["path"], headers)
-        if problem is None:
-            await self._app(scope, receive, send_with_id)
-        else:
+        try:
+            scope["rrtf.owner"] = self._owner(scope["path"], headers)
+        except ApiError as problem:
             await error_response(problem)(scope, receive, send_with_id)
+        else:
+            await self._app(scope, receive, send_with_id)
 
-    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
+    def _owner(self, path: str, headers: Headers) -> str | None:
+        """Raises ApiError 401."""
         settings = self._settings
         if not settings.api_keys or not any(_below(path, prefix) for prefix in settings.protected):
             return None
         keys = _keys(headers)
-        if any(settings.admits(key) for key in keys):
-            return None
+        owners = [owner for key in keys if (owner := settings.owner(key)) is not None]
+        if owners:
+            return owners[0]
         how = "send it as 'Authorization: Bearer KEY'"
         problem = f"Incorrect API key provided; {how}." if keys else f"You didn't provide an API key; {how}."
         challenge = {"www-authenticate": "Bearer"}
-        return ApiError(401, problem, "invalid_api_key", headers=challenge)
+        raise ApiError(401, problem, "invalid_api_key", headers=challenge)
 
 
 def _below(path: str, prefix: str) -> bool:

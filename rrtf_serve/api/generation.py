@@ -1,6 +1,6 @@
 """From a checked request to pieces of text: what every dialect of the API shares.
 
-    generation = Generation(served, job)             # submitted; ApiError 429 when the queue is full
+    generation = Generation(served, job, owner)      # submitted; ApiError 429 when the queue is full
     async for pieces in generation.pieces(): ...     # text, log-probabilities, finish reasons, per row
     generation.cancel()                              # always: stops whatever still runs
 
@@ -77,7 +77,7 @@ def room(context: int, prompt: int, asked: int | None, default: int, path: Field
 
 
 class Generation:
-    def __init__(self, served: Served, job: Job) -> None:
+    def __init__(self, served: Served, job: Job, owner: str | None) -> None:
         self.job = job
         self.completion_tokens = 0
         scored = job.sampling.logprobs is not None
@@ -87,7 +87,7 @@ class Generation:
         if not any(job.max_tokens):  # nothing to generate: echo alone
             return
         requests = [
-            Request(prompt, tokens, job.end_ids, _of_copy(job.sampling, copy))
+            Request(prompt, tokens, job.end_ids, _of_copy(job.sampling, copy), owner=owner)
             for prompt, tokens in zip(job.prompts, job.max_tokens, strict=True)
             for copy in range(job.copies)
         ]

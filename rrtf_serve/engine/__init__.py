@@ -5,7 +5,8 @@ ct2        CTranslate2 behind that contract;  ct2_batch  its batches
 torch      PyTorch behind that contract, a package of its own
 checks     what every engine refuses of a request;  cores  how many threads it takes
 logprobs   log-probabilities out of raw logits
-scheduler  one bounded queue in front of an engine;  stream  what a submitter gets from it
+scheduler  one bounded queue in front of an engine;  load    what an engine can run at once;
+           stream  what a submitter gets from it
 
 Engines own tokens, never text. May import `rrtf_serve.models`; imported by `api` and `main`.
 """

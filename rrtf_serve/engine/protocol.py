@@ -21,6 +21,14 @@ class EngineError(Exception):
     """The engine failed on this batch; other batches are unaffected."""
 
 
+class RowsFailed(EngineError):  # noqa: N818 - says what is so, as QueueFull does
+    """The engine failed on some rows of a batch, and these have ended; `step` goes on with the others."""
+
+    def __init__(self, problem: str, rows: frozenset[int]) -> None:
+        super().__init__(problem)
+        self.rows = rows
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a row's tokens are chosen. temperature 0 is greedy decoding."""
@@ -42,7 +50,8 @@ class Sampling:
 class Request:
     """One row: generate after `prompt` until an end token, or `max_tokens` new ones.
 
-    `min_tokens` new tokens are made before an end token may end the row.
+    `min_tokens` new tokens are made before an end token may end the row. `owner` names whose request it is,
+    without being a secret itself: nothing of it is used again for another owner's.
     """
 
     prompt: tuple[int, ...]
@@ -50,6 +59,7 @@ class Request:
     end_ids: frozenset[int]
     sampling: Sampling = Sampling()
     min_tokens: int = 0
+    owner: str | None = None  # None: nobody in particular, who is an owner too
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,7 @@ class Capabilities:
     penalties: bool = False  # presence and frequency
     logit_bias: bool = False
     min_p: bool = False
-    admission: bool = False  # a request can join a running batch
+    admission: bool = False  # a request can join a running batch, see AdmittingBatch
     mixed_sampling: bool = False  # rows of one batch may differ in their sampling
     max_batch_tokens: int = 16_384  # prompts and completions of all rows that run at once
     prompt_spread: int | None = None  # tokens by which prompts may differ and still run at once; None: any
@@ -94,13 +104,24 @@ class Capabilities:
 
 class Batch(Protocol):
     def step(self) -> list[Delta]:
-        """Block until something moved. Raises EngineError; [] means that every row has ended."""
+        """Block until something moved; [] means that every row has ended. Raises RowsFailed where others go
+        on, any other EngineError where none does."""
 
     def cancel(self, row: int) -> None:
         """Stop one row at its next decode step; safe from any thread, no effect on an ended row."""
 
     def close(self) -> None:
         """Cancel what runs and wait until the engine has let go of it. Idempotent."""
+
+
+class AdmittingBatch(Batch, Protocol):
+    """A batch of an engine whose capabilities have `admission`."""
+
+    def admit(self, requests: list[Request]) -> int:
+        """Let rows join before the next step, numbered on from the rows there were; the first one's number.
+
+        For the thread that calls `step`. They need not fit at once. Raises as Engine.start; the batch is then
+        as it was."""
 
 
 class Engine(Protocol):

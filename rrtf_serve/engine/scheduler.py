@@ -4,9 +4,10 @@
     async for deltas in stream: ...                # always ends; row numbers are those of `submit`
     stream.cancel()                                # in a finally, for clients that went away
 
-Jobs run first come, first served. Jobs that wait behind the first one join its batch when their sampling is
-equal (or the engine takes mixed) and the engine can run them at once; nobody joins a batch that runs already.
-A prefill can't be interrupted: a row cancelled during it is let go at its first token.
+Jobs run first come, first served. Where the engine admits rows into a running batch, each job joins it as
+soon as it fits beside what runs, and nobody passes a job that doesn't fit yet; a score runs between two
+steps, while the batch waits. Elsewhere jobs that wait behind the first one join its batch when their sampling
+is equal (or the engine takes mixed) and the engine can run them at once; nobody joins a batch that runs.
 """
 
 from __future__ import annotations
@@ -16,10 +17,23 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
-from rrtf_serve.engine.protocol import Batch, Capabilities, Delta, Engine, EngineError, Request, TokenLogprob
+from rrtf_serve.engine.load import Load
+from rrtf_serve.engine.protocol import (
+    AdmittingBatch,
+    Batch,
+    Capabilities,
+    Delta,
+    Engine,
+    EngineError,
+    Request,
+    RowsFailed,
+    TokenLogprob,
+)
 from rrtf_serve.engine.stream import QueueFull, SchedulerClosed, Stream, call
 
 __all__ = ["QueueFull", "Scheduler", "SchedulerClosed", "Stream"]
@@ -33,7 +47,7 @@ class _Job:
     stream: Stream
     alone: bool = False  # its batch was refused; run by itself to find out whose fault that was
     cancelled: set[int] = field(default_factory=set)
-    offset: int = 0  # of its first row in the batch
+    offset: int | None = None  # of its first row in the batch; None: it is not in one yet
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -67,9 +81,10 @@ class Scheduler:
         self._queue: deque[_Job | _Score] = deque()
         self._closed = False
         self._batch: Batch | None = None
-        self._jobs: list[_Job] = []  # of the running batch
-        self._rows_running = 0
-        self._job_seconds = 1.0  # what a job took lately, for Retry-After
+        self._jobs: list[_Job] = []  # of the running batch, and about to join it; not ended
+        self._rows: dict[int, tuple[_Job, int]] = {}  # of the running batch, not ended: whose they are
+        self._job_seconds = 1.0  # from one job's end to the next one's lately, for Retry-After
+        self._job_ended = 0.0  # when the last one did, or the thread was last idle; monotonic seconds
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -86,7 +101,7 @@ class Scheduler:
     @property
     def rows_running(self) -> int:
         """Rows of the running batch that have not ended."""
-        return self._rows_running
+        return len(self._rows)
 
     def submit(self, requests: list[Request]) -> Stream:
         """Queue the rows of one HTTP request; on an event loop. Raises QueueFull, SchedulerClosed."""
@@ -146,7 +161,7 @@ class Scheduler:
     def _cancel(self, job: _Job, row: int) -> None:
         with self._changed:
             job.cancelled.add(row)
-            if self._batch is not None and job in self._jobs:
+            if self._batch is not None and job.offset is not None and job in self._jobs:
                 self._batch.cancel(job.offset + row)
             elif len(job.cancelled) == len(job.requests) and job in self._queue:
                 self._queue.remove(job)
@@ -154,30 +169,26 @@ class Scheduler:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._queue and not self._closed:
-                    self._changed.wait()
+                if not self._queue:
+                    while not self._queue and not self._closed:
+                        self._changed.wait()
+                    self._job_ended = time.monotonic()
                 if not self._queue:
                     return
                 work = self._take()
-            started = time.monotonic()
             if isinstance(work, _Score):
                 self._score(work)
-                jobs = 1
             else:
                 self._run(work)
-                jobs = len(work)
-            seconds = (time.monotonic() - started) / jobs
-            with self._changed:
-                self._job_seconds += (seconds - self._job_seconds) / 4
 
     def _take(self) -> _Score | list[_Job]:
-        """The first in the queue, and those behind it that can run at once with it."""
+        """The first in the queue, and those behind it that can only run at once with it by starting now."""
         first = self._queue.popleft()
         if isinstance(first, _Score):
             return first
         jobs = [first]
-        if not first.alone:
-            load = _Load(self._engine)
+        if not (first.alone or self._engine.capabilities.admission):
+            load = Load(self._engine.capabilities)
             load.add(first.requests)
             mixed = self._engine.capabilities.mixed_sampling
             for work in list(self._queue):
@@ -189,11 +200,7 @@ class Scheduler:
                 ):
                     self._queue.remove(work)
                     jobs.append(work)
-        offset = 0
-        for job in jobs:
-            job.offset = offset
-            offset += len(job.requests)
-        self._jobs = jobs
+        self._jobs = list(jobs)
         return jobs
 
     def _score(self, work: _Score) -> None:
@@ -208,52 +215,100 @@ class Scheduler:
             call(work.loop, partial(_set_error, work.answer, _engine_error(error)))
         else:
             call(work.loop, partial(_set_answer, work.answer, answer))
+        self._note_end()
 
     def _run(self, jobs: list[_Job]) -> None:
         if all(len(job.cancelled) == len(job.requests) for job in jobs):
-            self._forget()
+            self._forget(jobs)
             return
         try:
             batch = self._engine.start([request for job in jobs for request in job.requests])
         except ValueError as error:
             self._refused(jobs, error)
-            return
         except Exception as error:  # as in _score
             self._failed(jobs, error)
-            return
-        self._drive(jobs, batch)
+        else:
+            self._drive(jobs, batch)
 
     def _drive(self, jobs: list[_Job], batch: Batch) -> None:
-        owners = [(job, row) for job in jobs for row in range(len(job.requests))]
+        admitting = cast(AdmittingBatch, batch) if self._engine.capabilities.admission else None
         with self._changed:
             self._batch = batch
-            self._rows_running = len(owners)
-            for job, row in owners:
-                if row in job.cancelled:
-                    batch.cancel(job.offset + row)
+        first = 0
+        for job in jobs:
+            self._joined(job, first)
+            first += len(job.requests)
         outcome: Exception = EngineError("the engine ended a batch without ending all of its rows")
         try:
-            while deltas := batch.step():
-                self._deliver(owners, deltas)
+            while True:
+                if admitting is not None:
+                    self._admit(admitting)
+                try:
+                    deltas = batch.step()
+                except RowsFailed as failure:
+                    self._rows_failed(failure)
+                    continue
+                if not deltas:
+                    break
+                self._deliver(deltas)
         except Exception as failure:  # as in _score
             outcome = failure
         finally:
             with self._changed:
                 self._batch = None
-                self._rows_running = 0
+                self._rows.clear()
+                left = list(self._jobs)
             batch.close()
-        # Streams whose rows have all ended take no notice.
-        self._failed(jobs, outcome)
+        if left:
+            self._failed(left, outcome)
 
-    def _deliver(self, owners: list[tuple[_Job, int]], deltas: list[Delta]) -> None:
-        ended = 0
+    def _admit(self, batch: AdmittingBatch) -> None:
+        """Let those who wait first join the running batch, as long as they fit beside what runs."""
+        while work := self._take_next():
+            if isinstance(work, _Score):
+                self._score(work)
+            elif len(work.cancelled) == len(work.requests):
+                self._forget([work])
+            else:
+                try:
+                    first = batch.admit(work.requests)
+                except ValueError as error:
+                    self._refused([work], error)
+                else:
+                    self._joined(work, first)
+
+    def _take_next(self) -> _Score | _Job | None:
+        with self._changed:
+            # A batch without rows is at its end; what waits begins the next one.
+            if not self._queue or not self._rows:
+                return None
+            work = self._queue[0]
+            if isinstance(work, _Job):
+                load = Load(self._engine.capabilities)
+                load.add([job.requests[row] for job, row in self._rows.values()])
+                some = next(iter(self._rows.values()))[0].requests[0].sampling
+                mixed = self._engine.capabilities.mixed_sampling
+                if not (mixed or work.requests[0].sampling == some) or not load.add(work.requests):
+                    return None
+                self._jobs.append(work)
+            return self._queue.popleft()
+
+    def _joined(self, job: _Job, first: int) -> None:
+        """The job's rows are in the batch, numbered from `first`."""
+        with self._changed:
+            job.offset = first
+            self._rows |= {first + row: (job, row) for row in range(len(job.requests))}
+            for row in job.cancelled:
+                assert self._batch is not None
+                self._batch.cancel(first + row)
+
+    def _deliver(self, deltas: list[Delta]) -> None:
         shares: dict[_Job, list[Delta]] = {}
         for delta in deltas:
-            job, row = owners[delta.row]
+            job, row = self._rows[delta.row]
             local = delta if row == delta.row else Delta(row, delta.token, delta.finish, delta.logprob)
             shares.setdefault(job, []).append(local)
-            ended += delta.finish is not None
-        self._rows_running -= ended
+        self._ended([delta.row for delta in deltas if delta.finish is not None])
         loops: dict[asyncio.AbstractEventLoop, list[tuple[Stream, list[Delta]]]] = {}
         for job, share in shares.items():
             loops.setdefault(job.loop, []).append((job.stream, share))
@@ -264,9 +319,36 @@ class Scheduler:
                         for row in range(len(job.requests)):
                             self._cancel(job, row)
 
+    def _rows_failed(self, failure: RowsFailed) -> None:
+        """Some rows failed and the batch goes on: their jobs fail, and what else these run is stopped."""
+        hit = {job for number, (job, _) in self._rows.items() if number in failure.rows}
+        if not hit:
+            raise failure
+        for job in hit:
+            for row in range(len(job.requests)):
+                self._cancel(job, row)
+            call(job.loop, partial(job.stream.fail, failure))
+        self._ended(failure.rows)
+
+    def _ended(self, numbers: Iterable[int]) -> None:
+        with self._changed:
+            for number in numbers:
+                self._rows.pop(number, None)
+            running = {job for job, _ in self._rows.values()}
+            ended = [job for job in self._jobs if job not in running]
+        self._forget(ended)
+        for _ in ended:
+            self._note_end()
+
+    def _note_end(self) -> None:
+        now = time.monotonic()
+        with self._changed:
+            self._job_seconds += (now - self._job_ended - self._job_seconds) / 4
+            self._job_ended = now
+
     def _refused(self, jobs: list[_Job], error: ValueError) -> None:
         with self._changed:
-            self._jobs = []
+            self._forget(jobs)
             if len(jobs) > 1:
                 for job in reversed(jobs):
                     job.alone = True
@@ -274,49 +356,17 @@ class Scheduler:
                 return
         call(jobs[0].loop, partial(jobs[0].stream.fail, error))
 
-    def _forget(self) -> None:
+    def _forget(self, jobs: list[_Job]) -> None:
         with self._changed:
-            self._jobs = []
+            self._jobs = [job for job in self._jobs if job not in jobs]
 
     def _failed(self, jobs: list[_Job], error: Exception) -> None:
-        self._forget()
+        self._forget(jobs)
         if not isinstance(error, EngineError):
             log.error("the engine failed", exc_info=error)
             error = _engine_error(error)
         for job in jobs:
             call(job.loop, partial(job.stream.fail, error))
-
-
-class _Load:
-    """What a batch holds so far, against what the engine can run at once."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._limits = engine.capabilities
-        self._rows = 0
-        self._tokens = 0
-        self._shortest = self._longest = 0
-
-    def add(self, requests: list[Request]) -> bool:
-        """Add them if they fit; the first ones always do."""
-        limits = self._limits
-        lengths = [len(request.prompt) for request in requests]
-        shortest, longest = min(lengths), max(lengths)
-        if self._rows:
-            shortest, longest = min(shortest, self._shortest), max(longest, self._longest)
-        rows = self._rows + len(requests)
-        tokens = self._tokens + sum(
-            min(length + request.max_tokens, limits.max_context)
-            for length, request in zip(lengths, requests, strict=True)
-        )
-        fits = (
-            rows <= limits.max_batch
-            and tokens <= limits.max_batch_tokens
-            and (limits.prompt_spread is None or longest - shortest <= limits.prompt_spread)
-        )
-        if self._rows and not fits:
-            return False
-        self._rows, self._tokens, self._shortest, self._longest = rows, tokens, shortest, longest
-        return True
 
 
 def _engine_error(error: Exception) -> EngineError:

@@ -6,7 +6,8 @@ rows        one row: what it was asked, what it has made, when it ends
 choice      the next token of each row out of logits, and log-probabilities
 decoder     one forward pass of a transformers model over slots
 attention   what transformers' attention layers call: writes keys and values into slots, reads them back
-slots       where keys and values live: one slot per row
+slots       where keys and values live: one slot per row;  pages  the memory they take
+shelf       what slots hold once their rows have left, and which one a new row gets
 checkpoint  a folder loaded as a transformers model
 
 Imported only when this engine is asked for: torch and transformers are no part of the base install.

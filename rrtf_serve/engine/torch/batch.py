@@ -1,7 +1,8 @@
 """Rows that decode together: each enters when there is room and leaves when it ends.
 
-Active rows hold the slots 0, 1, ... in order. Rows that wait are read in (prefill) one after another, before
-the next decode step; rows with the same prompt are read once. A row that ends gives its slot to the last one.
+A row that enters is read in (prefill) in pieces. While others decode, at most GAP_TOKENS are read between two
+of their steps. Rows with the same prompt and owner are read once; what a slot holds of a prompt is not read
+again (see `shelf`).
 """
 
 from __future__ import annotations
@@ -9,156 +10,241 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from rrtf_serve.engine.protocol import Delta, EngineError
+from rrtf_serve.engine.checks import check_request
+from rrtf_serve.engine.protocol import Capabilities, Delta, EngineError, Request, RowsFailed
 from rrtf_serve.engine.torch.choice import choose, logprobs
 from rrtf_serve.engine.torch.decoder import Decoder
-from rrtf_serve.engine.torch.rows import Row
+from rrtf_serve.engine.torch.rows import Row, new_row
+from rrtf_serve.engine.torch.shelf import Shelf
 
 # Prompt tokens read at a time: a cancelled row is let go between two pieces.
 PREFILL_TOKENS = 512
+# Prompt tokens read between two steps of rows that decode.
+GAP_TOKENS = 128
+# A pass over fewer tokens takes no less time: it reads all weights.
+_PASS_TOKENS = 16
 
 
 class Loaded:
-    """Holds the one reference to the decoder, and keeps those who use it apart."""
+    """Holds the one reference to the decoder and its slots, and keeps those who use them apart."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder: Decoder | None = decoder
-        self.lock = threading.Lock()  # held during each forward pass
+    def __init__(self, decoder: Decoder, shelf: Shelf) -> None:
+        self._parts: tuple[Decoder, Shelf] | None = (decoder, shelf)
+        self.lock = threading.Lock()  # held while the decoder or the shelf is used
         self.running: weakref.WeakSet[TorchBatch] = weakref.WeakSet()
 
-    def get(self) -> Decoder:
-        if self._decoder is None:
+    def get(self) -> tuple[Decoder, Shelf]:
+        if self._parts is None:
             raise EngineError("the engine is closed")
-        return self._decoder
+        return self._parts
+
+    @property
+    def shelf(self) -> Shelf | None:
+        """None once it was dropped."""
+        return self._parts[1] if self._parts is not None else None
 
     def drop(self) -> None:
         for batch in list(self.running):
-            batch.close()
+            batch.stop()
         with self.lock:
-            self._decoder = None
+            self._parts = None
 
 
 class TorchBatch:
-    """`step` and `close` belong to one thread, `cancel` to any; an engine's `close` may come from another.
+    """`admit`, `step` and `close` belong to one thread, `cancel` and `stop` to any."""
 
-    max_rows: rows that decode at once. max_tokens: tokens that these may come to hold, all together.
-    """
-
-    def __init__(self, loaded: Loaded, rows: Sequence[Row], *, max_rows: int, max_tokens: int) -> None:
+    def __init__(self, loaded: Loaded, limits: Capabilities) -> None:
         self._loaded = loaded
-        self._rows = list(rows)
-        self._waiting = deque(rows)
+        self._limits = limits
+        self._next = 0  # number of the next row
+        self._rows: dict[int, Row] = {}  # that have not ended
+        self._waiting: deque[Row] = deque()
+        self._reading: Row | None = None
         self._active: list[Row] = []
-        self._max_rows = max_rows
-        self._max_tokens = max_tokens
-        self._slots = loaded.get().new_slots()
+        self._gap = 0  # prompt tokens that may be read before the next decode step
         loaded.running.add(self)
+
+    def admit(self, requests: list[Request]) -> int:
+        """See AdmittingBatch.admit. Rows that don't fit yet enter as others leave."""
+        if not requests:
+            raise ValueError("no requests: a batch needs at least one row")
+        vocabulary = self._loaded.get()[0].vocabulary
+        for request in requests:
+            check_request(request, self._limits, vocabulary)
+        first = self._next
+        for number, request in enumerate(requests, first):
+            row = new_row(number, request, context=self._limits.max_context, vocabulary=vocabulary)
+            self._rows[number] = row
+            self._waiting.append(row)
+        self._next += len(requests)
+        return first
 
     @torch.inference_mode()
     def step(self) -> list[Delta]:
         while True:
             deltas = self._let_go()
-            if deltas or not (self._waiting or self._active):
+            if deltas or not self._rows:
                 return deltas
-            try:
-                deltas = self._enter() if self._fits() else self._decode()
-            except (RuntimeError, MemoryError) as error:
-                self._end()
-                raise EngineError(f"decoding failed: {error}") from error
+            deltas = self._move()
             if deltas:
                 return deltas
 
     def cancel(self, row: int) -> None:
-        self._rows[row].cancelled = True
+        found = self._rows.get(row)
+        if found is not None:
+            found.cancelled = True
+
+    def stop(self) -> None:
+        """Cancel every row."""
+        for row in list(self._rows.values()):
+            row.cancelled = True
 
     def close(self) -> None:
-        for row in self._rows:
-            row.cancelled = True
-        with self._loaded.lock:  # a forward pass on another thread
-            self._loaded.running.discard(self)
-
-    def _end(self) -> None:
-        self._waiting.clear()
-        self._active.clear()
-        self._slots.clear()
+        self.stop()
+        self._leave(list(self._rows.values()))
+        self._loaded.running.discard(self)
 
     def _let_go(self) -> list[Delta]:
         """Rows that were cancelled leave."""
-        gone = [row for row in (*self._active, *self._waiting) if row.cancelled]
-        if gone:
-            self._waiting = deque(row for row in self._waiting if not row.cancelled)
-            self._leave([row for row in self._active if row.cancelled])
+        gone = [row for row in self._rows.values() if row.cancelled]
+        self._leave(gone)
         return [Delta(row.number, None, "cancelled") for row in gone]
 
-    def _fits(self) -> bool:
-        """Whether the row that waits first can enter now. The first of all always can."""
-        if not self._waiting or len(self._active) >= self._max_rows:
-            return False
-        needed = sum(row.needs for row in (*self._active, self._waiting[0]))
-        return not self._active or needed <= self._max_tokens
+    def _move(self) -> list[Delta]:
+        if self._reading is None and self._waiting and self._fits(self._waiting[0]):
+            self._reading = self._waiting.popleft()
+        if self._reading is None or (self._active and self._gap <= 0):
+            return self._decode()
+        return self._read(self._reading)
 
-    def _enter(self) -> list[Delta]:
-        """Read in the row that waits first, and those with the same prompt that fit beside it."""
-        row = self._waiting.popleft()
-        logits = self._prefill(row)
-        if logits is None:
-            return [Delta(row.number, None, "cancelled")]
-        slot = len(self._active)
-        entered = [row]
-        self._active.append(row)
-        for twin in [each for each in self._waiting if each.prompt == row.prompt]:
-            if not self._fits():
-                break
-            self._waiting.remove(twin)
-            self._slots.reserve(len(self._active) + 1, len(twin.prompt))
-            self._slots.copy(slot, len(self._active), len(twin.prompt))
-            self._active.append(twin)
-            entered.append(twin)
+    def _fits(self, row: Row) -> bool:
+        """Whether a row that waits can enter now. The first of all always can."""
+        inside = [*self._active, self._reading] if self._reading is not None else self._active
+        if len(inside) >= self._limits.max_batch:
+            return False
+        needed = row.needs + sum(each.needs for each in inside)
+        return not inside or needed <= self._limits.max_batch_tokens
+
+    def _read(self, row: Row) -> list[Delta]:
+        """Read in a piece of a row's prompt; after the last it decodes."""
+        with self._loaded.lock:
+            if row.cancelled:
+                return []  # perhaps the engine was closed; `step` finds out
+            decoder, shelf = self._loaded.get()
+            try:
+                if row.slot is None:
+                    row.slot, row.read = shelf.take(row.prompt, row.owner)
+                size = min(PREFILL_TOKENS, self._gap) if self._active else PREFILL_TOKENS
+                piece = list(row.prompt[row.read : row.read + size])
+                logits = decoder.prefill(piece, shelf.slots, row.slot, row.read)
+            except (RuntimeError, MemoryError) as error:
+                raise self._failure([row], error) from error
+            shelf.extend(row.slot, piece)
+            row.read += len(piece)
+            self._gap -= max(len(piece), _PASS_TOKENS)
+            if row.read < len(row.prompt):
+                return []
+            self._reading = None
+            self._active.append(row)
+            entered = [row, *self._twins(row, row.slot, shelf)]
         return self._advance(entered, logits.expand(len(entered), -1))
 
-    def _prefill(self, row: Row) -> Tensor | None:
-        """Logits after the row's prompt, [1, V]; None where it was cancelled meanwhile."""
-        logits: Tensor | None = None
-        for start in range(0, len(row.prompt), PREFILL_TOKENS):
-            piece = row.prompt[start : start + PREFILL_TOKENS]
-            with self._loaded.lock:
-                if row.cancelled:
-                    return None
-                logits = self._loaded.get().prefill(list(piece), self._slots, len(self._active), start)
-        return logits
+    def _twins(self, row: Row, slot: int, shelf: Shelf) -> list[Row]:
+        """Rows that wait with the same prompt, and fit, get a copy of what was read."""
+        found: list[Row] = []
+        for twin in [each for each in self._waiting if (each.prompt, each.owner) == (row.prompt, row.owner)]:
+            if not self._fits(twin):
+                break
+            try:
+                twin.slot = shelf.twin(slot)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                break  # they stay where they were, to be read one by one
+            self._waiting.remove(twin)
+            self._active.append(twin)
+            twin.read = len(twin.prompt)
+            found.append(twin)
+        return found
 
     def _decode(self) -> list[Delta]:
-        rows = list(self._active)
         with self._loaded.lock:
+            rows = list(self._active)
             if any(row.cancelled for row in rows):
-                return []  # perhaps the engine was closed; `step` finds out
-            logits = self._loaded.get().decode(
-                [row.made[-1] for row in rows],
-                self._slots,
-                list(range(len(rows))),
-                [row.held for row in rows],
-            )
+                return []  # as in _read
+            decoder, shelf = self._loaded.get()
+            places = [row.slot for row in rows if row.slot is not None]
+            tokens = [row.made[-1] for row in rows]
+            try:
+                logits = decoder.decode(tokens, shelf.slots, places, [row.held for row in rows])
+            except (RuntimeError, MemoryError) as error:
+                # Where memory ends, the row that takes most of it goes; the others try again without it.
+                longest = [max(rows, key=lambda row: row.held)]
+                raise self._failure(longest if is_out_of_memory(error) else rows, error) from error
+            for place, token in zip(places, tokens, strict=True):
+                shelf.extend(place, [token])
+            self._gap = GAP_TOKENS
         return self._advance(rows, logits)
 
     def _advance(self, rows: list[Row], logits: Tensor) -> list[Delta]:
         """Each row goes on by a token; those that end leave. logits: [R, V]."""
-        tokens = choose(logits, rows)
-        records = logprobs(logits, tokens, [row.sampling.logprobs for row in rows])
+        try:
+            tokens = choose(logits, rows)
+            records = logprobs(logits, tokens, [row.sampling.logprobs for row in rows])
+        except (RuntimeError, MemoryError) as error:
+            with self._loaded.lock:
+                raise self._failure(rows, error) from error
         deltas = [row.take(token, record) for row, token, record in zip(rows, tokens, records, strict=True)]
         self._leave([row for row, delta in zip(rows, deltas, strict=True) if delta.finish is not None])
         return deltas
 
     def _leave(self, rows: list[Row]) -> None:
+        if not rows:
+            return
+        self._forget(rows)
+        with self._loaded.lock:
+            shelf = self._loaded.shelf
+            for row in rows:
+                if row.slot is not None and shelf is not None:
+                    shelf.leave(row.slot)
+
+    def _failure(self, rows: list[Row], error: Exception) -> RowsFailed:
+        """Take rows out whose slots hold nobody knows what; the error that tells of it. Under the lock."""
+        shelf = self._loaded.shelf
+        memory = is_out_of_memory(error)
         for row in rows:
-            place = self._active.index(row)
-            last = self._active.pop()
-            if last is not row:
-                self._slots.copy(len(self._active), place, last.held)
-                self._active[place] = last
-        if not self._active and not self._waiting:
-            self._slots.clear()
+            if row.slot is not None and shelf is not None:
+                shelf.drop(row.slot)
+        if memory and shelf is not None:
+            shelf.empty()
+        self._forget(rows)
+        held = sum(len(row.prompt) + len(row.made) for row in rows)
+        what = (
+            f"out of memory at {held} tokens: ask for fewer, or start the server with a smaller --max-batch, "
+            f"--kv-cache-tokens or --context-length ({error})"
+            if memory
+            else f"decoding failed: {error}"
+        )
+        return RowsFailed(what, frozenset(row.number for row in rows))
+
+    def _forget(self, rows: list[Row]) -> None:
+        gone = {row.number for row in rows}
+        for number in gone:
+            self._rows.pop(number, None)
+        self._waiting = deque(row for row in self._waiting if row.number not in gone)
+        self._active = [row for row in self._active if row.number not in gone]
+        if self._reading is not None and self._reading.number in gone:
+            self._reading = None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """torch has a class for it on GPUs only; its CPU allocator says so in words."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("not enough memory", "DefaultCPUAllocator", "out of memory")
+    )

@@ -1,30 +1,37 @@
 """PyTorch behind the Engine contract.
 
-Covered: plain and GPTQ folders, CPU and CUDA, options per row (seeds, penalties, biases, min_p), rows that
-enter as others leave within one batch, log-probabilities, scoring, cancelling between any two forward passes.
+Covered: plain and GPTQ folders, CPU and CUDA, options per row (seeds, penalties, biases, min_p), requests
+that join and leave a running batch at any step, prompts whose beginning is held already and not read again,
+log-probabilities, scoring, cancelling between any two forward passes.
 
-Not covered yet: requests that join a running batch, reuse of a prefix between batches, compiled or captured
-steps. In float32 a row's tokens depend on nothing else in its batch; in 16 bits a matrix product over several
-rows may round differently than over one.
+Not covered yet: compiled or captured steps. In float32 a row's tokens depend on nothing else that runs or
+ran; in 16 bits a product over several rows, or over a prompt in other pieces, may round differently.
 """
 
 from __future__ import annotations
 
+import logging
 import weakref
 from pathlib import Path
 
 import torch
 
-from rrtf_serve.engine.checks import check_ids, check_request
+from rrtf_serve.engine.checks import check_ids
 from rrtf_serve.engine.cores import available_cores
 from rrtf_serve.engine.protocol import Capabilities, EngineError, Request, TokenLogprob
+from rrtf_serve.engine.torch import DTYPES
 from rrtf_serve.engine.torch.batch import PREFILL_TOKENS, Loaded, TorchBatch
 from rrtf_serve.engine.torch.checkpoint import load, pick_device, weights_bytes
 from rrtf_serve.engine.torch.choice import logprobs
 from rrtf_serve.engine.torch.decoder import Decoder
-from rrtf_serve.engine.torch.rows import new_row
+from rrtf_serve.engine.torch.shelf import Shelf
 
 MAX_LOGPROBS = 20
+# What is kept for reuse unless it is said: as many tokens as take this much memory, and no more than these.
+KV_CACHE_BYTES = 512 * 2**20
+KV_CACHE_TOKENS = 16_384
+
+log = logging.getLogger(__name__)
 
 
 class TorchEngine:
@@ -33,7 +40,9 @@ class TorchEngine:
     folder: a Hugging Face folder of safetensors, or a GPTQ one. context_length: tokens, prompt and completion
     together. device: "cpu", "cuda", or "auto" (cuda where there is one). dtype: "auto" (as stored; bfloat16
     for float16 on a CPU), "float32", "bfloat16" or "float16". threads: 0 is one per available core; the
-    setting is torch's and holds for the whole process.
+    setting is torch's and holds for the whole process. kv_dtype: of keys and values; "auto" (as the weights
+    compute) or one of the types. kv_cache_tokens: of how many tokens keys and values are kept for later
+    requests once their rows have ended; 0: no reuse; None: 16,384 or what 512 MiB hold.
 
     Raises ValueError on a device or type that this machine lacks, ModelError on a folder that can't be read.
     """
@@ -47,11 +56,17 @@ class TorchEngine:
         dtype: str = "auto",
         threads: int = 0,
         max_batch: int = 16,
+        kv_dtype: str = "auto",
+        kv_cache_tokens: int | None = None,
     ) -> None:
         if context_length < 2:
             raise ValueError(f"context_length is {context_length}; it must hold a prompt and a completion")
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
+        if kv_dtype not in DTYPES:
+            raise ValueError(f"--kv-dtype {kv_dtype}: choose {', '.join(DTYPES)}")
+        if kv_cache_tokens is not None and kv_cache_tokens < 0:
+            raise ValueError(f"--kv-cache-tokens is {kv_cache_tokens}; it must be 0 (no reuse) or more")
         chosen = pick_device(device)
         torch.set_num_threads(threads or available_cores())
         model = load(folder, device=chosen, dtype=dtype)
@@ -62,16 +77,32 @@ class TorchEngine:
                 "fails beyond them"
             )
         decoder = Decoder(model)
+        slots = decoder.new_slots(None if kv_dtype == "auto" else getattr(torch, kv_dtype))
+        per_token = slots.bytes_per_token
+        kept = (
+            min(KV_CACHE_TOKENS, KV_CACHE_BYTES // per_token) if kv_cache_tokens is None else kv_cache_tokens
+        )
+        log.info(
+            "keys and values take %.1f kB a token (%s); %d tokens (%.0f MB) are kept for reuse",
+            per_token / 1e3,
+            _name(slots.dtype),
+            kept,
+            kept * per_token / 1e6,
+        )
         self._vocabulary = decoder.vocabulary
         self._described: dict[str, str | int] = {
             "device": chosen.type if chosen.type == "cpu" else torch.cuda.get_device_name(chosen),
-            "dtype": str(decoder.dtype).removeprefix("torch."),
+            "dtype": _name(decoder.dtype),
+            "kv_dtype": _name(slots.dtype),
+            "kv_bytes_per_token": per_token,
+            "kv_cache_tokens": kept,
             "threads": torch.get_num_threads(),
             "weights_bytes": weights_bytes(model),
             "vocabulary": decoder.vocabulary,
             "torch": torch.__version__,
         }
-        self._loaded = Loaded(decoder)
+        # Every row of a full batch has a slot, and as many are left to keep.
+        self._loaded = Loaded(decoder, Shelf(slots, max_kept=kept, max_slots=2 * max_batch + 8))
         self._exit = weakref.finalize(self, self._loaded.drop)
         self._capabilities = Capabilities(
             max_context=context_length,
@@ -82,6 +113,7 @@ class TorchEngine:
             penalties=True,
             logit_bias=True,
             min_p=True,
+            admission=True,
             mixed_sampling=True,
         )
 
@@ -90,21 +122,20 @@ class TorchEngine:
         return self._capabilities
 
     def describe(self) -> dict[str, str | int]:
-        """What was loaded: device, dtype, threads, weights_bytes (in memory), vocabulary (tokens), torch."""
+        """What was loaded: device, dtype, kv_dtype, kv_bytes_per_token, kv_cache_tokens (kept for reuse at
+        most), threads, weights_bytes (in memory), vocabulary (tokens), torch."""
         return dict(self._described)
+
+    @property
+    def reused_tokens(self) -> int:
+        """Prompt tokens so far that were not read, as a slot held them. Raises EngineError once closed."""
+        return self._loaded.get()[1].reused_tokens
 
     def start(self, requests: list[Request]) -> TorchBatch:
         """See Engine.start. Rows beyond `max_batch` enter as others end."""
-        if not requests:
-            raise ValueError("no requests: a batch needs at least one row")
-        for request in requests:
-            check_request(request, self._capabilities, self._vocabulary)
-        limits = self._capabilities
-        rows = [
-            new_row(number, request, context=limits.max_context, vocabulary=self._vocabulary)
-            for number, request in enumerate(requests)
-        ]
-        return TorchBatch(self._loaded, rows, max_rows=limits.max_batch, max_tokens=limits.max_batch_tokens)
+        batch = TorchBatch(self._loaded, self._capabilities)
+        batch.admit(requests)
+        return batch
 
     @torch.inference_mode()
     def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
@@ -118,8 +149,8 @@ class TorchEngine:
         records: list[TokenLogprob] = []
         try:
             with self._loaded.lock:
-                decoder = self._loaded.get()
-                slots = decoder.new_slots()
+                decoder, shelf = self._loaded.get()
+                slots = decoder.new_slots(shelf.slots.dtype)
                 for start in range(0, len(prompt) - 1, PREFILL_TOKENS):
                     piece = list(prompt[start : min(start + PREFILL_TOKENS, len(prompt) - 1)])
                     for logits in decoder.logits_of(piece, slots, start):
@@ -133,3 +164,7 @@ class TorchEngine:
     def close(self) -> None:
         """Stop what runs and free the model. Idempotent."""
         self._exit()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -23,16 +23,19 @@ class Pages:
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         size = math.prod(shape) * dtype.itemsize
         self._map: mmap.mmap | None = None
+        with torch.inference_mode(False):  # a tensor made in it can be changed in it alone
+            self.tensor = self._zeros(size, shape, dtype, device)
+
+    def _zeros(self, size: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         if sys.platform != "linux" or device.type != "cpu" or not size:
-            self.tensor = torch.zeros(shape, dtype=dtype, device=device)
-            return
+            return torch.zeros(shape, dtype=dtype, device=device)
         try:
             self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise MemoryError(f"not enough memory for {size / 1e6:.0f} MB of keys and values") from error
         # A huge page would be taken whole for the first byte in it.
         self._map.madvise(mmap.MADV_NOHUGEPAGE)
-        self.tensor = torch.frombuffer(self._map, dtype=dtype).view(shape)
+        return torch.frombuffer(self._map, dtype=dtype).view(shape)
 
     def clear(self, part: Tensor) -> None:
         """Make a contiguous view of `tensor` zero; the pages that lie in it whole go back to the system."""

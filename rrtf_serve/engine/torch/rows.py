@@ -19,6 +19,9 @@ class Row:
     left: int  # tokens that it may still make
     least: int  # tokens that it must still make before an end token counts
     generator: torch.Generator | None  # None: no chance is involved
+    owner: str | None = None
+    slot: int | None = None  # None: it waits
+    read: int = 0  # tokens of the prompt that its slot holds
     made: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)  # of `made`
     cancelled: bool = False
@@ -57,6 +60,7 @@ def new_row(number: int, request: Request, *, context: int, vocabulary: int) -> 
         left=left,
         least=min(max(request.min_tokens, 0), left) if end_ids else 0,
         generator=_generator(request.sampling),
+        owner=request.owner,
     )
 
 
