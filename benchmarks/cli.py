@@ -254,6 +254,12 @@ def _add_variants(command: Any) -> None:
     one.add_argument("--batch", type=int, default=16, help="rows decoded at a time")
     one.add_argument("--against", default="float32", help="variant that pass@1 is compared with")
     one.add_argument("--margin", type=float, default=0.05, help="non-inferiority margin (default: 0.05)")
+    one.add_argument(
+        "--suite-engine",
+        default="ct2",
+        help="runs folders that are not CTranslate2's on the suite: ct2 (their exact weights in float32, the "
+        "default) or torch (as rrtf-serve would)",
+    )
 
 
 if __name__ == "__main__":

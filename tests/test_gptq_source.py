@@ -14,9 +14,9 @@ from tiny_models import write_hf
 
 from convert.ct2 import convert
 from convert.gptq_source import GptqSource
-from rrtf_serve.models.gptq import unpack
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import read_card
+from rrtf_serve.models.gptq import unpack
 from rrtf_serve.models.source import Kind
 from rrtf_serve.models.store import Store
 

@@ -24,7 +24,6 @@ from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.gptq import GptqSettings, read_settings
 from rrtf_serve.models.records import Record
 
-OUTPUT_BITS = (16, 8, 4)
 _OUTPUT_GROUP = 32  # inputs per scale of an output matrix that is rounded here
 _TABLES = {
     torch.float32: layout.FLOAT32,
@@ -115,7 +114,9 @@ class Tensors:
 
     def get(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         if name not in self._files:
-            raise ModelError(f"{self.folder}: tensor {name} is missing; the folder is incomplete, fetch it again")
+            raise ModelError(
+                f"{self.folder}: tensor {name} is missing; the folder is incomplete, fetch it again"
+            )
         found: Tensor = self._files[name].get_tensor(name)
         if shape is not None and found.shape != shape:
             raise ModelError(
@@ -156,9 +157,10 @@ def load(folder: Path, *, context_length: int, output_bits: int | None = None) -
     NotNative and PackingError on a model that is whole but can't be run here.
     """
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    quantised = getattr(config, "quantization_config", None) is not None or (
-        folder / "quantize_config.json"
-    ).is_file()
+    quantised = (
+        getattr(config, "quantization_config", None) is not None
+        or (folder / "quantize_config.json").is_file()
+    )
     settings = read_settings(folder) if quantised else None
     tensors = Tensors(folder)
     try:
@@ -203,7 +205,9 @@ class _Reader:
         table = self._tensors.get(names.table)
         vocabulary = len(table)
         if table.shape != (vocabulary, self._hidden):
-            raise ModelError(f"{self._tensors.folder}: tensor {names.table} has the shape {tuple(table.shape)}")
+            raise ModelError(
+                f"{self._tensors.folder}: tensor {names.table} has the shape {tuple(table.shape)}"
+            )
         if table.dtype not in _TABLES or not table.is_contiguous():
             raise NotNative(f"an embedding of type {table.dtype}")
         tied = "lm_head.weight" not in self._tensors
@@ -234,7 +238,7 @@ class _Reader:
         return Weights(model, vocabulary, bits, self._kept, self._bytes)
 
     def _layer(self, index: int) -> layout.Layer:
-        names, tensors = self._names, self._tensors
+        names = self._names
         query, shared = self._heads * self._head_dim, self._kv_heads * self._head_dim
         if len(names.attention_in) == 1:
             outputs: tuple[int, ...] = (query + 2 * shared,)

@@ -26,13 +26,13 @@ class NativeDecoder:
     """
 
     def __init__(self, folder: Path, *, context_length: int, output_bits: int | None = None) -> None:
-        self._kernels = library.load()
+        self._library = library.load()
         self._weights = load(folder, context_length=context_length, output_bits=output_bits)
         self.vocabulary = self._weights.vocabulary
         self.device, self.dtype = torch.device("cpu"), torch.bfloat16
+        self.independent_rows = True
+        self.kernels = library.unit(self._library)
         self.weights_bytes = self._weights.nbytes
-        self.output_bits = self._weights.output_bits
-        self.unit = library.unit(self._kernels)
 
     def new_slots(self, dtype: torch.dtype | None = None) -> Slots:
         """An empty store for this model. dtype: float32 or bfloat16; None: bfloat16."""
@@ -94,7 +94,7 @@ class NativeDecoder:
             value_strides=_strides(values),
             type=_STORES[slots.dtype],
         )
-        failed = self._kernels.forward(
+        failed = self._library.forward(
             ctypes.byref(self._weights.model),
             ctypes.byref(store),
             ctypes.byref(given),

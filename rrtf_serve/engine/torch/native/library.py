@@ -48,7 +48,9 @@ def load() -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
         layout.declare(library)
     except (OSError, AttributeError) as error:
-        raise KernelError(f"{path}: can't be built or loaded ({error}); delete it to build it again") from error
+        raise KernelError(
+            f"{path}: can't be built or loaded ({error}); delete it to build it again"
+        ) from error
     return library
 
 

@@ -16,7 +16,7 @@ from rrtf_serve.engine.torch.native import layout, library
 from rrtf_serve.models.gptq import GptqSettings, unpack
 
 LANES, DEPTH = 16, 32  # outputs and inputs of a tile
-_ROWS = 4096  # outputs that are rounded at a time
+_ROWS = 4096  # outputs that are rounded at a time, whole tiles
 
 
 class PackingError(Exception):
@@ -28,7 +28,7 @@ class Matrix:
     """outputs x inputs; `group`: inputs that share a scale (bits 16: none do).
 
     packed: uint8, whole tiles. scales: float16 or float32 [tiles of outputs, groups, 16]. zeros: float32, the
-    same shape: what is subtracted from a code beyond half of its range; None: nothing. bias: float32
+    same shape: what is subtracted from a code besides `offset`; None: nothing. bias: float32
     [outputs]. order: int32 [inputs], which feature is the n-th input; None: the n-th.
     """
 
@@ -36,6 +36,7 @@ class Matrix:
     inputs: int
     bits: int
     group: int
+    offset: int
     packed: Tensor
     scales: Tensor | None = None
     zeros: Tensor | None = None
@@ -55,7 +56,7 @@ class Matrix:
             inputs=self.inputs,
             bits=self.bits,
             group=self.group,
-            offset=0 if self.bits == 16 else 1 << self.bits - 1,
+            offset=self.offset,
             groups=1 if self.scales is None else self.scales.shape[1],
             scale_type=layout.FLOAT16 if half else layout.FLOAT32,
             packed=self.packed.data_ptr(),
@@ -91,7 +92,7 @@ def pack_plain(weight: Tensor, bias: Tensor | None = None) -> Matrix:
     values = weight.to(torch.bfloat16).contiguous()
     outputs, inputs = values.shape
     packed = _packed(values.view(torch.uint8), outputs, inputs, 16)
-    return Matrix(outputs, inputs, 16, inputs, packed, bias=_floats(bias))
+    return Matrix(outputs, inputs, 16, inputs, 0, packed, bias=_floats(bias))
 
 
 def pack_rounded(weight: Tensor, bits: int, group: int, bias: Tensor | None = None) -> Matrix:
@@ -101,21 +102,27 @@ def pack_rounded(weight: Tensor, bits: int, group: int, bias: Tensor | None = No
     if group % DEPTH or inputs % group:
         raise PackingError(f"groups of {group} do not divide {inputs} inputs into whole tiles")
     highest = (1 << bits - 1) - 1
-    codes = torch.empty(outputs, inputs, dtype=torch.uint8)
+    packed = torch.empty(packed_bytes(outputs, inputs, bits), dtype=torch.uint8)
     scales = torch.empty(outputs, inputs // group, dtype=torch.float16)
-    for start in range(0, outputs, _ROWS):  # float32 copies of a part only
+    for start in range(0, outputs, _ROWS):  # whole tiles at a time, so that never a second copy is there
         some = weight[start : start + _ROWS].float().reshape(-1, inputs // group, group)
         # Not below the smallest normal float16: groups of zeros stay zeros.
         scale = (some.abs().amax(dim=-1) / highest).clamp(min=6.2e-5).half()
         rounded = (some / scale.float().unsqueeze(-1)).round_().clamp_(-highest - 1, highest)
-        codes[start : start + _ROWS] = (rounded + (highest + 1)).to(torch.uint8).reshape(-1, inputs)
+        codes = (rounded + (highest + 1)).to(torch.uint8).reshape(-1, inputs)
         scales[start : start + _ROWS] = scale
-    packed = _packed(codes, outputs, inputs, bits)
-    return Matrix(outputs, inputs, bits, group, packed, _by_tile(scales.T), bias=_floats(bias))
+        tiles = _packed(codes, len(codes), inputs, bits)
+        first = packed_bytes(start, inputs, bits)
+        packed[first : first + len(tiles)] = tiles
+    return Matrix(outputs, inputs, bits, group, highest + 1, packed, _by_tile(scales.T), bias=_floats(bias))
 
 
 def pack_gptq(
-    parts: dict[str, Tensor], settings: GptqSettings, *, bias: Tensor | None = None, rows: Tensor | None = None
+    parts: dict[str, Tensor],
+    settings: GptqSettings,
+    *,
+    bias: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Matrix:
     """A quantised matrix as it is stored; see models/gptq.py. Nothing is rounded.
 
@@ -143,7 +150,8 @@ def pack_gptq(
     )
     # Codes of 2 and 3 bits are kept as 4.
     kept = 8 if bits == 8 else 4
-    zeros = (zeros + settings.offset & (1 << bits) - 1) - (1 << kept - 1)
+    middle = 1 << bits - 1  # the zero of symmetric quantisation
+    zeros = (zeros + settings.offset & (1 << bits) - 1) - middle
     if rows is not None:
         qweight, scales, zeros = qweight[:, rows], scales[:, rows], zeros[:, rows]
         bias = None if bias is None else bias[rows]
@@ -159,6 +167,7 @@ def pack_gptq(
         inputs,
         kept,
         -(-inputs // DEPTH) * DEPTH if groups == 1 else group,
+        middle,
         packed,
         _by_tile(scales if scales.dtype == torch.float16 else scales.float()),
         _by_tile(zeros.float()) if zeros.any() else None,
@@ -169,9 +178,7 @@ def pack_gptq(
 
 def _packed(values: Tensor, outputs: int, inputs: int, bits: int) -> Tensor:
     packed = torch.empty(packed_bytes(outputs, inputs, bits), dtype=torch.uint8)
-    library.load().pack(
-        values.data_ptr(), outputs, inputs, bits, packed.data_ptr(), torch.get_num_threads()
-    )
+    library.load().pack(values.data_ptr(), outputs, inputs, bits, packed.data_ptr(), torch.get_num_threads())
     return packed
 
 
