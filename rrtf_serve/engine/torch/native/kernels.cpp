@@ -10,12 +10,14 @@
 // the layout that AMX (TDPBF16PS) and AVX-512 BF16 (VDPBF16PS) multiply; `pack` below gives the packed forms.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <new>
 #include <omp.h>
+#include <thread>
 #include <vector>
 #ifdef __AVX512BW__
 #include <immintrin.h>
@@ -127,6 +129,43 @@ struct Share {
     int64_t from, to;
     Share(int64_t count, int thread, int threads)
         : from(count * thread / threads), to(count * (thread + 1) / threads) {}
+};
+
+// Where the threads of a pass wait for each other, hundreds of times. OpenMP's own barrier puts a thread to
+// sleep that has waited a while; where other programmes want the cores too, each waking then costs
+// milliseconds. Here a thread that waits gives its turn away and stays ready to run.
+class Meeting {
+   public:
+    void begin(int threads) { threads_ = threads; }
+
+    void wait() {
+        const unsigned round = round_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+            arrived_.store(0, std::memory_order_relaxed);
+            next_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            return;
+        }
+        for (int turns = 0; round_.load(std::memory_order_acquire) == round; turns++) {
+            if (turns < SPINS) {
+#if defined(__x86_64__) || defined(__i386__)
+                __builtin_ia32_pause();
+#endif
+            } else {
+                std::this_thread::yield();
+            }
+        }
+    }
+
+    // Numbers 0, 1, ... to whoever asks, until the next `wait` is over.
+    size_t next() { return next_.fetch_add(1, std::memory_order_relaxed); }
+
+   private:
+    static constexpr int SPINS = 2000;
+    int threads_ = 1;
+    std::atomic<int> arrived_{0};
+    std::atomic<unsigned> round_{0};
+    std::atomic<size_t> next_{0};
 };
 
 }  // namespace
@@ -893,10 +932,13 @@ void run(const Model& model, const Store& store_, const Pass& pass, int threads)
         for (Desk& desk : desks)
             desk.reserve(item.tokens * item.heads, pass.positions[item.first] + item.tokens + LANES, dim);
 
+    Meeting meeting;
 #pragma omp parallel num_threads(threads)
     {
         // The runtime may give fewer threads than were asked for.
         const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+#pragma omp single
+        meeting.begin(team);
         Bench& bench = benches[size_t(thread)];
         Desk& desk = desks[size_t(thread)];
         const Share own(rows, thread, team);
@@ -910,14 +952,14 @@ void run(const Model& model, const Store& store_, const Pass& pass, int threads)
                 for (int i = 0; i < layer.attention_ins; i++)
                     work.inputs[i].put(layer.attention_in[i], row, normed);
             }
-#pragma omp barrier
+            meeting.wait();
             int64_t offset = 0;
             for (int i = 0; i < layer.attention_ins; i++) {
                 jobs[i] = {&layer.attention_in[i], &work.inputs[i], work.joined.data() + offset};
                 offset += layer.attention_in[i].outputs;
             }
             products(jobs, layer.attention_ins, rows, joined, false, thread, team, bench);
-#pragma omp barrier
+            meeting.wait();
             for (int64_t row = own.from; row < own.to; row++) {
                 float* queries = &work.joined[row * joined];
                 float* keys = queries + query_width;
@@ -928,42 +970,42 @@ void run(const Model& model, const Store& store_, const Pass& pass, int threads)
                 }
                 keep<Kept>(model, store_, index, pass, row, keys, keys + kv_width);
             }
-#pragma omp barrier
-#pragma omp for schedule(dynamic, 1)
-            for (size_t i = 0; i < items.size(); i++)
+            meeting.wait();
+            for (size_t i = meeting.next(); i < items.size(); i = meeting.next())
                 attend<Kept>(model, store_, index, layer.window, pass, items[i], work.joined.data(), joined,
                              work.attended.data(), desk);
+            meeting.wait();
             for (int64_t row = own.from; row < own.to; row++)
                 work.inputs[0].put(layer.attention_out, row, &work.attended[row * query_width]);
-#pragma omp barrier
+            meeting.wait();
             jobs[0] = {&layer.attention_out, &work.inputs[0], work.hidden.data()};
             products(jobs, 1, rows, hidden, true, thread, team, bench);
-#pragma omp barrier
+            meeting.wait();
             for (int64_t row = own.from; row < own.to; row++) {
                 float* normed = &work.normed[row * hidden];
                 normalise(layer.before_mlp, &work.hidden[row * hidden], normed, hidden);
                 for (int i = 0; i < layer.mlp_ins; i++) work.inputs[i].put(layer.mlp_in[i], row, normed);
             }
-#pragma omp barrier
+            meeting.wait();
             const int64_t width = layer.mlp_in[0].outputs;
             float* const gates = work.wide.data();
             float* const ups = gates + rows * width;
             for (int i = 0; i < layer.mlp_ins; i++)
                 jobs[i] = {&layer.mlp_in[i], &work.inputs[i], i ? ups : gates};
             products(jobs, layer.mlp_ins, rows, width, false, thread, team, bench);
-#pragma omp barrier
+            meeting.wait();
             const Share part(rows * width / LANES, thread, team);
             for (int64_t at = part.from * LANES; at < part.to * LANES; at += LANES) {
                 const Vector active = activate(model.activation, load(gates + at));
                 store(gates + at, layer.mlp_ins > 1 ? active * load(ups + at) : active);
             }
-#pragma omp barrier
+            meeting.wait();
             for (int64_t row = own.from; row < own.to; row++)
                 work.inputs[0].put(layer.mlp_out, row, gates + row * width);
-#pragma omp barrier
+            meeting.wait();
             jobs[0] = {&layer.mlp_out, &work.inputs[0], work.hidden.data()};
             products(jobs, 1, rows, hidden, true, thread, team, bench);
-#pragma omp barrier
+            meeting.wait();
         }
         if (pass.wanted_count) {
             const Share mine(pass.wanted_count, thread, team);
@@ -973,7 +1015,7 @@ void run(const Model& model, const Store& store_, const Pass& pass, int threads)
                 normalise(model.last, &work.hidden[row * hidden], normed, hidden);
                 work.inputs[0].put(model.head, i, normed);
             }
-#pragma omp barrier
+            meeting.wait();
             const Job job = {&model.head, &work.inputs[0], pass.logits};
             products(&job, 1, pass.wanted_count, model.head.outputs, false, thread, team, bench);
         }
