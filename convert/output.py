@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.records import is_text
 from rrtf_serve.models.source import Source
 
 _LOCK = ".lock"
@@ -18,7 +19,11 @@ _SPARE_BYTES = 16 << 20  # left free on the disk after the folder
 
 
 def check_apart(source: Source, destination: Path) -> None:
-    """Raises ModelError where `destination` is, holds or lies in what it would be made from."""
+    """Raises ModelError where `destination` is, holds or lies in what it would be made from, and on names
+    that are not UTF-8, which neither a card nor the libraries can hold."""
+    for named in (source.path, destination):
+        if not is_text(str(named.absolute())):
+            raise ModelError(f"{named}: its name is not UTF-8; rename it, or take another folder")
     target = destination.resolve()
     for place in (source.path, *((source.base.path,) if source.base else ())):
         folder = place.resolve()
