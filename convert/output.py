@@ -49,11 +49,14 @@ def new_folder(destination: Path, *, needed_bytes: int, force: bool) -> Iterator
         # The lock lies in the temporary folder and moves with it, so that nothing is left beside the result.
         with FileLock(temporary / _LOCK, timeout=0):
             try:
+                if replaced.exists() and not os.path.lexists(destination):
+                    replaced.rename(destination)  # a run with --force was killed between its two renames
                 _check_destination(destination, force=force)
                 _clear(temporary)
                 _check_space(parent, needed_bytes)
                 yield temporary
                 _sync(temporary)
+                _check_destination(destination, force=force)  # hours may have passed
                 if destination.exists():
                     _remove(replaced)
                     destination.rename(replaced)
@@ -98,7 +101,9 @@ def _check_space(parent: Path, needed_bytes: int) -> None:
 
 def _clear(temporary: Path) -> None:
     for path in temporary.iterdir():
-        if path.name != _LOCK:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
             path.unlink()
 
 
