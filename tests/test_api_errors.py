@@ -268,6 +268,27 @@ def test_a_key_opens_the_api(guarded: Running, headers: dict[str, str]) -> None:
     assert httpx.get(guarded.address + "/v1/models", headers=_utf8(headers)).status_code == 200
 
 
+def test_a_request_is_its_keys_and_carries_no_key(guarded: Running) -> None:
+    engine = guarded.engine
+    owners = []
+    for headers in (
+        {"authorization": "Bearer one"},
+        {"x-api-key": "two"},
+        {"authorization": "Bearer wrong", "api-key": "one"},
+    ):
+        for path, body in ((COMPLETIONS, completion()), (CHAT, chat())):
+            response = httpx.post(guarded.address + path, json=body, headers=headers)
+            assert response.status_code == 200
+            owners.append(engine.started[-1].owner)
+    one, two = (hashlib.sha256(key).hexdigest() for key in (b"one", b"two"))
+    assert owners == [one, one, two, two, one, one]
+
+
+def test_without_keys_nobody_owns_a_request(server: Running) -> None:
+    assert httpx.post(server.address + COMPLETIONS, json=completion()).status_code == 200
+    assert server.engine.started[-1].owner is None
+
+
 @pytest.mark.parametrize(
     "headers",
     [

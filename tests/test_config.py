@@ -56,6 +56,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"threads": -1}, "--threads"),
         ({"max_batch": 0}, "--max-batch"),
         ({"drain_seconds": -1.0}, "--drain-seconds"),
+        ({"kv_dtype": "int8"}, "--kv-dtype int8"),
+        ({"kv_cache_tokens": -1}, "--kv-cache-tokens"),
     ],
 )
 def test_a_bad_flag_is_named(values: dict[str, object], named: str) -> None:

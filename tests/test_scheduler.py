@@ -2,128 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from counting_engine import GREEDY, Counting, request, rows_of, run, tokens, until
 from tiny_ct2 import EOS, write_llama
 
 from rrtf_serve.engine.ct2 import Ct2Engine
-from rrtf_serve.engine.protocol import Capabilities, Delta, EngineError, Request, Sampling, TokenLogprob
-from rrtf_serve.engine.scheduler import QueueFull, Scheduler, SchedulerClosed, Stream
-
-GREEDY = Sampling(temperature=0)
-
-
-def request(first: int, max_tokens: int = 4, sampling: Sampling = GREEDY, length: int = 1) -> Request:
-    return Request((first,) * length, max_tokens, frozenset({EOS}), sampling)
-
-
-@dataclass
-class Counting:
-    """An engine that counts up from a row's first prompt token, a step whenever the test says so."""
-
-    max_batch: int = 8
-    max_batch_tokens: int = 1000
-    gate: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    batches: list[list[int]] = field(default_factory=list)  # first prompt tokens of each batch
-    working: int = 0  # calls inside the engine now
-    fail_at: int | None = None  # step of the running batch
-    error: Exception = field(default_factory=lambda: EngineError("out of memory"))
-    silent_end: bool = False  # end the batch without ending its rows
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(
-            100, self.max_batch, 5, 50, max_batch_tokens=self.max_batch_tokens, prompt_spread=4
-        )
-
-    def start(self, requests: list[Request]) -> CountingBatch:
-        if any(request.prompt[0] < 0 for request in requests):
-            raise ValueError("token id -1 is outside the vocabulary")
-        self.batches.append([request.prompt[0] for request in requests])
-        return CountingBatch(self, requests)
-
-    def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
-        self.gate.acquire()
-        if prompt[0] < 0:
-            raise ValueError("token id -1 is outside the vocabulary")
-        if prompt[0] == 0:
-            raise ZeroDivisionError("a fault in the engine")
-        return [TokenLogprob(token, -float(top)) for token in prompt[1:]]
-
-    def close(self) -> None:
-        pass
-
-
-class CountingBatch:
-    def __init__(self, engine: Counting, requests: list[Request]) -> None:
-        self._engine = engine
-        self._rows = dict(enumerate(requests))
-        self._cancelled: set[int] = set()
-        self._steps = 0
-
-    def step(self) -> list[Delta]:
-        if not self._rows:
-            return []
-        self._engine.gate.acquire()
-        if self._steps == self._engine.fail_at:
-            raise self._engine.error
-        self._steps += 1
-        if self._engine.silent_end:
-            return []
-        deltas = []
-        for row, request in list(self._rows.items()):
-            last = self._steps == request.max_tokens
-            if row in self._cancelled:
-                deltas.append(Delta(row, None, "cancelled"))
-            else:
-                deltas.append(Delta(row, request.prompt[0] + self._steps, "length" if last else None))
-            if deltas[-1].finish:
-                del self._rows[row]
-        return deltas
-
-    def cancel(self, row: int) -> None:
-        self._cancelled.add(row)
-
-    def close(self) -> None:
-        self._rows.clear()
-
-
-def run(test: Callable[[Scheduler], Awaitable[None]], engine: object, max_queue: int = 64) -> None:
-    async def main() -> None:
-        scheduler = Scheduler(engine, max_queue=max_queue)  # type: ignore[arg-type]  # a structural Engine
-        try:
-            await asyncio.wait_for(test(scheduler), 30)
-        finally:
-            if isinstance(engine, Counting):
-                engine.gate.release(10_000)
-            await scheduler.close(5)
-            assert scheduler.rows_running == 0
-            assert scheduler.queue_depth == 0
-
-    asyncio.run(main())
-
-
-async def rows_of(stream: Stream, rows: int = 1) -> list[list[Delta]]:
-    answer: list[list[Delta]] = [[] for _ in range(rows)]
-    async for deltas in stream:
-        for delta in deltas:
-            answer[delta.row].append(delta)
-    assert all(row[-1].finish is not None for row in answer)
-    return answer
-
-
-def tokens(row: list[Delta]) -> list[int]:
-    return [delta.token for delta in row if delta.token is not None]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
+from rrtf_serve.engine.protocol import Delta, EngineError, Request, Sampling, TokenLogprob
+from rrtf_serve.engine.scheduler import QueueFull, Scheduler, SchedulerClosed
 
 
 def test_rows_keep_their_numbers_and_jobs_wait_in_order() -> None:

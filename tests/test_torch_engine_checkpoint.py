@@ -139,10 +139,38 @@ def test_flags_of_the_other_engine_are_refused(folder: Path) -> None:
     converted = Source(folder, Kind.CT2, "m")
     with pytest.raises(ValueError, match="--dtype goes with --engine torch"):
         load_engine(ServeConfig(dtype="float32"), converted, card)
+    with pytest.raises(ValueError, match="--kv-dtype goes with --engine torch"):
+        load_engine(ServeConfig(kv_dtype="float32"), converted, card)
+    with pytest.raises(ValueError, match="--kv-cache-tokens goes with --engine torch"):
+        load_engine(ServeConfig(kv_cache_tokens=9), converted, card)
     with pytest.raises(ValueError, match="--engine vllm: must be one of auto, ct2, torch"):
         ServeConfig(engine="vllm")
     with pytest.raises(ValueError, match="--dtype int4: must be one of auto, float32"):
         ServeConfig(dtype="int4")
+
+
+def test_what_is_kept_of_keys_and_values_can_be_chosen(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rrtf_serve")
+    config = ServeConfig(
+        model=str(folder), engine="torch", device="cpu", threads=1, kv_dtype="float32", kv_cache_tokens=5000
+    )
+    source = prepare_source(config)
+    engine = load_engine(config, source, describe_source(config, source))
+    described = engine.describe()
+    engine.close()
+    # Two layers with keys and values of 2 heads, 8 numbers each.
+    assert described["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 4
+    assert (described["dtype"], described["kv_dtype"]) == ("bfloat16", "float32")
+    assert described["kv_cache_tokens"] == 5000
+    assert "0.3 kB a token (float32); 5000 tokens (1 MB) are kept for reuse" in caplog.text
+    default = TorchEngine(folder, context_length=64, device="cpu", threads=1)
+    assert (default.describe()["kv_dtype"], default.describe()["kv_cache_tokens"]) == ("bfloat16", 16_384)
+    default.close()
+    for options, message in (({"kv_dtype": "int8"}, "--kv-dtype int8"), ({"kv_cache_tokens": -1}, "is -1")):
+        with pytest.raises(ValueError, match=message):
+            TorchEngine(folder, context_length=64, **options)
 
 
 def test_a_gguf_file_is_refused_with_a_way_out(tmp_path: Path) -> None:
