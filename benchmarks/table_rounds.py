@@ -179,8 +179,10 @@ def measure_rounds(
                     children[job.name] = held.enter_context(_warm(job, work))
         for turn in range(done, repeats):
             bar.set_description(f"round {turn + 1} of {repeats}")
-            jobs_now = _running(jobs)
-            figures = _round(jobs_now, children if rounds.together else None, work, turn, bar)
+            running = _running(jobs)
+            if not running:
+                return
+            figures = _round(running, children if rounds.together else None, work, turn, bar)
             for job in _running(jobs):
                 job.measured.rounds.append(figures[job.name])
             rounds.save()
@@ -193,7 +195,7 @@ def _round(
     """Figures by row and task. `children`: the workers that stay; None: each row is loaded for the round."""
     figures: dict[str, dict[str, float]] = {job.name: {} for job in jobs}
     # Which goes first changes, so that none always follows the same other.
-    order = jobs[turn % len(jobs) :] + jobs[: turn % len(jobs)] if jobs else []
+    order = jobs[turn % len(jobs) :] + jobs[: turn % len(jobs)]
     if children is None:
         for job in order:
             with _failures(job), _warm(job, work) as child:

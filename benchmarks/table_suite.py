@@ -53,22 +53,35 @@ class SuiteConfig:
 class WorkerBatch:
     """Rows that the worker decodes to their ends at once; their tokens come in one step."""
 
-    def __init__(self, rows: list[dict[str, list[Any]]], max_tokens: list[int]) -> None:
-        self._rows = list(zip(rows, max_tokens, strict=True))
+    def __init__(self, child: Child, requests: list[Request], limits: list[int]) -> None:
+        self._child = child
+        self._requests = requests
+        self._limits = limits
 
     def step(self) -> list[Delta]:
-        rows, self._rows = self._rows, []
+        requests, self._requests = self._requests, []
+        if not requests:
+            return []
+        try:
+            rows = self._child.generate(
+                [list(request.prompt) for request in requests],
+                max(self._limits),
+                [sorted(request.end_ids) for request in requests],
+            )
+        except ChildFailedError as error:
+            raise EngineError(str(error)) from error
         deltas = []
-        for number, (row, most) in enumerate(rows):
-            deltas += [Delta(number, token) for token in row["tokens"]]
-            deltas.append(Delta(number, None, "length" if len(row["tokens"]) >= most else "stop"))
+        for number, (row, limit) in enumerate(zip(rows, self._limits, strict=True)):
+            tokens = row["tokens"][:limit]
+            deltas += [Delta(number, token) for token in tokens]
+            deltas.append(Delta(number, None, "length" if len(tokens) == limit else "stop"))
         return deltas
 
     def cancel(self, row: int) -> None:
-        """Nothing runs any more."""
+        """Nothing runs between two steps, and there is only one."""
 
     def close(self) -> None:
-        self._rows = []
+        self._requests = []
 
 
 class WorkerEngine:
@@ -85,22 +98,15 @@ class WorkerEngine:
         )
 
     def start(self, requests: list[Request]) -> WorkerBatch:
-        """Raises EngineError where the worker fails, ValueError on sampling that is not greedy."""
+        """Raises ValueError on sampling that is not greedy, or a prompt that leaves no room to answer."""
         if any(request.sampling.temperature != 0 for request in requests):
             raise ValueError("a table's worker decodes greedily")
-        limits = [
-            min(request.max_tokens, self.capabilities.max_context - len(request.prompt))
-            for request in requests
-        ]
-        try:
-            rows = self._child.generate(
-                [list(request.prompt) for request in requests],
-                max(limits),
-                [sorted(request.end_ids) for request in requests],
-            )
-        except ChildFailedError as error:
-            raise EngineError(str(error)) from error
-        return WorkerBatch([_cut(row, limit) for row, limit in zip(rows, limits, strict=True)], limits)
+        room = self.capabilities.max_context
+        longest = max(len(request.prompt) for request in requests)
+        if longest >= room:
+            raise ValueError(f"a prompt has {longest} tokens; this model holds {room}, answer included")
+        limits = [min(request.max_tokens, room - len(request.prompt)) for request in requests]
+        return WorkerBatch(self._child, requests, limits)
 
     def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
         raise ValueError(f"a table's worker scores no tokens ({len(prompt)} asked, top {top})")
