@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import write_tokenizer
 
 from benchmarks import table_rounds
 from benchmarks.table_children import ChildFailedError
-from benchmarks.table_rounds import CodePrompts, Job, Measured, Rounds, Work, fit_together, step_ms
+from benchmarks.table_rounds import CodePrompts, Job, Measured, Rounds, Work, figure, fit_together, step_ms
 
 
 def test_steps_are_counted_where_all_rows_decode() -> None:
@@ -23,9 +24,24 @@ def test_steps_are_counted_where_all_rows_decode() -> None:
     assert step_ms([[1.0, 1.5, 1.6, 1.7, 1.8], [1.5, 1.6, 1.7, 1.8, 1.9]]) == pytest.approx(100)
 
 
-def test_nothing_to_time_is_a_failure_of_the_row() -> None:
-    with pytest.raises(ChildFailedError, match="--new-tokens"):
-        step_ms([[1.0, 1.1], [2.0, 2.1]])
+def test_tokens_that_come_all_at_once_are_not_timed() -> None:
+    assert step_ms([[1.0, 1.0, 1.0]]) is None
+    assert step_ms([[1.0, 1.1], [2.0, 2.1]]) is None
+    answers = [[[1.0] * 3], [[1.0] * 3], [[1.0, 1.2, 1.4]]]
+
+    class Late:
+        def generate(self, prompts: list[list[int]], most: int) -> list[dict[str, list[float]]]:
+            return [{"at": row} for row in answers.pop(0)]
+
+    work = Work(prefill=4, batches=(1,), prompt=4, new_tokens=3)
+    late: Any = Late()
+    assert figure(late, CodePrompts(list(range(50))), work, "1", 0) == pytest.approx(200)
+    answers += [[[1.0] * 3]] * 5
+    with pytest.raises(ChildFailedError, match="all at once, too fast to be timed"):
+        figure(late, CodePrompts(list(range(50))), work, "1", 0)
+    answers += [[[1.0, 1.1]]]
+    with pytest.raises(ChildFailedError, match="made 2 of 3 tokens"):
+        figure(late, CodePrompts(list(range(50))), work, "1", 0)
 
 
 def test_no_prompt_comes_twice(tmp_path: Path) -> None:

@@ -28,14 +28,14 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten million weights: a step takes long enough to be told from the next."""
+    """Twenty million weights: a step takes long enough to be told from the next."""
     import torch
     import transformers
 
     folder = tmp_path_factory.mktemp("hf") / "small"
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
+        hidden_size=512, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
         num_key_value_heads=2, max_position_embeddings=256, vocab_size=128, eos_token_id=2, bos_token_id=1,
     )  # fmt: skip
     causal: Any = transformers.AutoModelForCausalLM
