@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, write_hf
 
 from rrtf_serve.engine.torch.native import library
-from rrtf_serve.engine.torch.native.checkpoint import NotNative
+from rrtf_serve.engine.torch.native.checkpoint import NotNativeError
 from rrtf_serve.engine.torch.native.decoder import NativeDecoder
 from rrtf_serve.engine.torch.native.packing import PackingError, pack_gptq, pack_plain, pack_rounded
 from rrtf_serve.engine.torch.slots import Slots
@@ -185,12 +185,11 @@ def _gptq(
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group", [32, 64, -1])
-@pytest.mark.parametrize(
-    ("ordered", "symmetric", "offset"), [(True, True, 1), (True, False, 0), (False, False, 1)]
-)
+@pytest.mark.parametrize("how_made", [(True, True, 1), (True, False, 0), (False, False, 1)])
 def test_quantised_matrices_are_worth_what_they_say(
-    bits: int, group: int, ordered: bool, symmetric: bool, offset: int, unit: int
+    bits: int, group: int, how_made: tuple[bool, bool, int], unit: int
 ) -> None:
+    ordered, symmetric, offset = how_made
     parts, how, worth = _gptq(bits, group, offset=offset, ordered=ordered, symmetric=symmetric)
     bias = torch.randn(64)
     matrix = pack_gptq(parts, how, bias=bias)
@@ -275,5 +274,5 @@ def test_what_is_missing_or_misshapen_is_named(folder: Path, tmp_path: Path) -> 
 
 
 def test_shapes_that_vectors_can_not_hold_are_left_to_transformers(tmp_path: Path) -> None:
-    with pytest.raises(NotNative, match="head size 8"):
+    with pytest.raises(NotNativeError, match="head size 8"):
         NativeDecoder(write_hf(tmp_path / "tiny", "qwen2"), context_length=128)

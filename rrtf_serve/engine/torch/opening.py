@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rrtf_serve.engine.torch.checkpoint import load, pick_dtype, too_large
 from rrtf_serve.engine.torch.decoder import Decoder
-from rrtf_serve.engine.torch.native.checkpoint import FAMILIES, NotNative
+from rrtf_serve.engine.torch.native.checkpoint import FAMILIES, NotNativeError
 from rrtf_serve.engine.torch.native.decoder import NativeDecoder
 from rrtf_serve.engine.torch.native.library import KernelError
 from rrtf_serve.engine.torch.native.packing import PackingError
@@ -67,7 +67,7 @@ def open_decoder(
     if device.type == "cpu" and wanted == torch.bfloat16 and known:
         try:
             return NativeDecoder(folder, context_length=context_length, output_bits=output_bits)
-        except (NotNative, PackingError, KernelError) as error:
+        except (NotNativeError, PackingError, KernelError) as error:
             log.warning("the CPU kernels don't run this model (%s); it runs slower without them", error)
         except MemoryError as error:
             raise too_large(folder, device, wanted) from error

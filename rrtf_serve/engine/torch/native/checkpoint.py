@@ -33,7 +33,7 @@ _TABLES = {
 _ROTARY = {"default", "linear", "llama3", "yarn"}  # others depend on the length of the text
 
 
-class NotNative(Exception):
+class NotNativeError(Exception):
     """The kernels don't run this model; the message says what of it."""
 
 
@@ -154,7 +154,7 @@ def load(folder: Path, *, context_length: int, output_bits: int | None = None) -
 
     context_length: tokens for which rotary positions are made. output_bits: of the output matrix; None: 16
     where the model is plain, 8 where it is quantised. Raises ModelError on a damaged or incomplete folder,
-    NotNative and PackingError on a model that is whole but can't be run here.
+    NotNativeError and PackingError on a model that is whole but can't be run here.
     """
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     quantised = (
@@ -172,7 +172,7 @@ def load(folder: Path, *, context_length: int, output_bits: int | None = None) -
 class _Reader:
     def __init__(self, config: Any, tensors: Tensors, settings: GptqSettings | None) -> None:
         if config.model_type not in FAMILIES:
-            raise NotNative(f"model_type {config.model_type}")
+            raise NotNativeError(f"model_type {config.model_type}")
         self._config, self._tensors, self._settings = config, tensors, settings
         self._names = FAMILIES[config.model_type]
         self._kept: list[object] = []
@@ -191,11 +191,11 @@ class _Reader:
             self._epsilon = config.norm_epsilon if starcoder2 else config.rms_norm_eps
             activation = config.hidden_act
         if activation not in layout.ACTIVATIONS:
-            raise NotNative(f"activation {activation}")
+            raise NotNativeError(f"activation {activation}")
         self._activation = layout.ACTIVATIONS[activation]
         for what, size in (("head size", self._head_dim), ("width of the feed-forward part", self._width)):
             if size % 16:
-                raise NotNative(f"{what} {size}, which is no multiple of 16")
+                raise NotNativeError(f"{what} {size}, which is no multiple of 16")
 
     def read(self, context_length: int, output_bits: int | None) -> Weights:
         config, names = self._config, self._names
@@ -209,7 +209,7 @@ class _Reader:
                 f"{self._tensors.folder}: tensor {names.table} has the shape {tuple(table.shape)}"
             )
         if table.dtype not in _TABLES or not table.is_contiguous():
-            raise NotNative(f"an embedding of type {table.dtype}")
+            raise NotNativeError(f"an embedding of type {table.dtype}")
         tied = "lm_head.weight" not in self._tensors
         output = table if tied else self._tensors.get("lm_head.weight", (vocabulary, self._hidden))
         bits = output_bits or (8 if self._settings else 16)
@@ -323,15 +323,15 @@ class _Reader:
         """Cosines and sines as transformers makes them, [positions, head_dim / 2] each."""
         kind = (getattr(self._config, "rope_parameters", None) or {}).get("rope_type", "default")
         if kind not in _ROTARY:
-            raise NotNative(f"rotary positions of type {kind}")
+            raise NotNativeError(f"rotary positions of type {kind}")
         for module in _modules(self._config.model_type):
             embedding = module(config=self._config)
             cosines, sines = embedding(torch.empty(0), torch.arange(positions).unsqueeze(0))
             half = cosines.shape[-1] // 2
             if 2 * half != self._head_dim:
-                raise NotNative("rotary positions on a part of each head")
+                raise NotNativeError("rotary positions on a part of each head")
             return cosines[0, :, :half].float().contiguous(), sines[0, :, :half].float().contiguous()
-        raise NotNative("rotary positions")
+        raise NotNativeError("rotary positions")
 
 
 def _modules(model_type: str) -> Iterator[Any]:
@@ -345,5 +345,5 @@ def _modules(model_type: str) -> Iterator[Any]:
 
 def _group_of(inputs: int) -> int:
     if inputs % _OUTPUT_GROUP:
-        raise NotNative(f"an output matrix of {inputs} inputs, which is no multiple of {_OUTPUT_GROUP}")
+        raise NotNativeError(f"an output matrix of {inputs} inputs, which is no multiple of {_OUTPUT_GROUP}")
     return _OUTPUT_GROUP
