@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -53,7 +53,8 @@ def _converted(store: Store, source: Source, kind: Kind, label: str, options: di
     if not folder.is_dir():
         with store.lock(folder.name):
             if not folder.is_dir():  # another process may have made it while this one waited
-                _convert_apart(source, folder, "ct2" if kind is Kind.CT2 else "hf", options)
+                converter = "ct2" if kind is Kind.CT2 else "hf"
+                _convert_apart(_Job(source, folder, converter, options))
     return replace(source, path=folder, kind=kind, base=None)
 
 
@@ -74,16 +75,16 @@ def engine_of(config: ServeConfig, kind: Kind) -> str:
     return config.engine
 
 
-def _convert_apart(source: Source, folder: Path, converter: str, options: dict[str, str]) -> None:
+def _convert_apart(job: _Job) -> None:
     """Convert in a process of its own, so that the server never carries the conversion's memory."""
-    what = "CTranslate2" if converter == "ct2" else "a Hugging Face folder"
-    log.info("converting %s to %s (%s), once", source.name, what, *options.values())
+    name, what = job.source.name, "CTranslate2" if job.converter == "ct2" else "a Hugging Face folder"
+    log.info("converting %s to %s (%s), once", name, what, *job.options.values())
     # spawn: a fork would inherit threads of whatever was imported so far.
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     # The worker holds the reading end: this process's end, however that comes, is to it the end of the file.
     far_lifeline, lifeline = context.Pipe(duplex=False)
-    worker = context.Process(target=_convert, args=(source, folder, converter, options, sender, far_lifeline))
+    worker = context.Process(target=_convert, args=(job, sender, far_lifeline))
     worker.start()
     sender.close()
     far_lifeline.close()
@@ -96,17 +97,18 @@ def _convert_apart(source: Source, folder: Path, converter: str, options: dict[s
         worker.join()
         receiver.close()
     if message:
-        raise ModelError(f"converting {source.name} failed: {message}")
+        raise ModelError(f"converting {name} failed: {message}")
 
 
-def _convert(
-    source: Source,
-    folder: Path,
-    converter: str,
-    options: dict[str, str],
-    sender: Connection,
-    lifeline: Connection,
-) -> None:
+@dataclass(frozen=True)
+class _Job:
+    source: Source
+    folder: Path
+    converter: str  # its entry point
+    options: dict[str, str]
+
+
+def _convert(job: _Job, sender: Connection, lifeline: Connection) -> None:
     """The worker's whole life. Its answer: the error's text, or "" where all went well."""
     # Ctrl-C reaches the whole process group; the parent decides and lets go of the lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -115,7 +117,7 @@ def _convert(
     # ctranslate2.specs imports torch where it is installed: seconds and 500 MB that nothing here uses.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # None makes `import torch` fail
     try:
-        find_part("rrtf_serve.converters", converter)(source, folder, **options)
+        find_part("rrtf_serve.converters", job.converter)(job.source, job.folder, **job.options)
     except (ModelError, OSError, ValueError) as error:
         sender.send(str(error))
     except KeyboardInterrupt:
