@@ -5,7 +5,8 @@ Run as: python -m benchmarks.prefix ./my-folder --context 1024 --repeats 7
 MODEL is a folder for the torch engine (Hugging Face or GPTQ). Each repetition asks for a few tokens after a
 context of code, as an editor does, then types a line of 12 to 20 tokens and asks again: once as the same
 client, once as one who was never seen, whose prompt has to be read whole. Which of them comes first changes
-from repetition to repetition. Times are from the call of the engine to its first token, without HTTP.
+from repetition to repetition. Times are from the call of the engine to its first token, without HTTP. Processor time
+is that of the whole process: with one thread it tells what the work takes where others share the machine.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import trange
 
-from benchmarks.latency import CODE
+from benchmarks.latency import code_prompt
 from benchmarks.machine import machine_record
 from benchmarks.spread import summary
 from rrtf_serve.config import ServeConfig
@@ -31,7 +33,9 @@ from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.preparation import prepare_source
 
-_LINE = (12, 20)  # tokens that are typed, from and to
+_LENGTHS = (12, 20)  # tokens of the line, from and to
+# What is typed is not what was suggested: all of it has to be read.
+_LINE = "    checksum = (checksum * 31 + weights[position] ^ salt) % modulus  # rolling\n"
 _SUGGESTED = 8  # tokens asked for before the line is typed
 
 
@@ -41,50 +45,66 @@ def measure(config: ServeConfig, *, context: int, repeats: int) -> dict[str, Any
     engine = load_engine(config, source, describe_source(config, source))
     if not isinstance(engine, TorchEngine):
         raise ModelError(f"{source.path}: only the torch engine reuses prefixes; give a folder that it runs")
-    longest = context + _LINE[1]
+    longest = context + _LENGTHS[1]
     if engine.capabilities.max_context <= longest:
         raise ValueError(f"--context {context}: the model takes {engine.capabilities.max_context} tokens")
-    ids = Tokenizer.load(source.path).encode(CODE, specials=False)
-    text = tuple((ids * (longest // len(ids) + 1))[:longest])
-    before = text[:context]
-    runs: dict[str, list[float]] = {"fresh": [], "reused": []}
-    read: dict[str, list[float]] = {"fresh": [], "reused": []}
+    tokenizer = Tokenizer.load(source.path)
+    before = code_prompt(tokenizer, context)
+    line = tuple(tokenizer.encode(_LINE, specials=False))
+    if len(line) < _LENGTHS[1]:
+        raise ModelError(f"{source.path}: the line has {len(line)} tokens; a tokenizer for code gives more")
+    runs: dict[str, list[_First]] = {"fresh": [], "reused": []}
     try:
         for turn in trange(repeats, desc="interleaved runs"):
-            line = _LINE[0] + turn % (_LINE[1] - _LINE[0] + 1)
-            after = text[: context + line]
+            after = before + line[: _LENGTHS[0] + turn % (_LENGTHS[1] - _LENGTHS[0] + 1)]
             _first_token(engine, before, f"client {turn}", _SUGGESTED)
             order = [("reused", f"client {turn}"), ("fresh", f"stranger {turn}")]
             for name, owner in order if turn % 2 else order[::-1]:
-                held = engine.reused_tokens
-                runs[name].append(1000 * _first_token(engine, after, owner, 1))
-                read[name].append(len(after) - (engine.reused_tokens - held))
+                runs[name].append(_first_token(engine, after, owner, 1))
         described = engine.describe()
     finally:
         engine.close()
     return {
         "model": source.name,
         "context_tokens": context,
-        **{f"{name}_ttft_ms": summary(times) for name, times in runs.items()},
-        **{f"{name}_read_tokens": summary(counts) for name, counts in read.items()},
-        "ratio": summary([new / old for new, old in zip(runs["fresh"], runs["reused"], strict=True)]),
+        **{
+            name: {
+                "ttft_ms": summary([1000 * run.seconds for run in found]),
+                "processor_ms": summary([1000 * run.processor_seconds for run in found]),
+                "read_tokens": summary([run.read for run in found]),
+            }
+            for name, found in runs.items()
+        },
+        "ttft_ratio": summary(
+            [new.seconds / old.seconds for new, old in zip(runs["fresh"], runs["reused"], strict=True)]
+        ),
         "engine": described,
         "machine": machine_record(),
     }
 
 
-def _first_token(engine: TorchEngine, prompt: tuple[int, ...], owner: str, count: int) -> float:
-    """Seconds to the first of `count` tokens."""
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class _First:
+    """What the first token took; `read`: tokens of the prompt that had to be read."""
+
+    seconds: float
+    processor_seconds: float
+    read: int
+
+
+def _first_token(engine: TorchEngine, prompt: tuple[int, ...], owner: str, count: int) -> _First:
+    """The first of `count` tokens."""
+    held = engine.reused_tokens
+    started, processor = time.perf_counter(), time.process_time()
     batch = engine.start([Request(prompt, count, frozenset(), Sampling(temperature=0), owner=owner)])
     try:
         batch.step()
-        seconds = time.perf_counter() - started
+        seconds, processor_seconds = time.perf_counter() - started, time.process_time() - processor
         while batch.step():
             pass
     finally:
         batch.close()
-    return seconds
+    return _First(seconds, processor_seconds, len(prompt) - (engine.reused_tokens - held))
 
 
 def main() -> int:

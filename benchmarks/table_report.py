@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ def make_report(facts: Facts, settings: Report, suite: str | None) -> Report:
     return {
         "title": f"Ways to run {facts.model}",
         "model": facts.model,
-        "command": " ".join(["rrtf-bench", *sys.argv[1:]]),
+        "command": shlex.join(["rrtf-bench", *sys.argv[1:]]),
         "settings": settings | {"repeats": done, "order": "in which all ways take turns at each task"},
         "baseline": facts.baseline,
         "suite": suite,
@@ -137,7 +138,7 @@ def targets(rows: list[Report]) -> list[Report]:
     if test and test["a"] == base["name"]:
         low, high = test["interval"]["low"], test["interval"]["high"]
         figure = f"{100 * test['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-        text = f"its score not worse by {100 * MARGIN:g} points or more (95 % interval, paired)"
+        text = f"its score shown to be not worse by {100 * MARGIN:g} points or more (paired 95 % interval)"
         found.append({"target": text, "figure": figure, "met": low > -MARGIN})
     return found
 

@@ -9,6 +9,7 @@ at a time. The ways run one after another, not in turns: together they would not
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import tempfile
@@ -220,7 +221,7 @@ def _report(
         "title": "Ways to run StarCoder-15.5B's shape",
         "model": "random weights",
         "shape": asdict(shape),
-        "command": " ".join(["rrtf-bench", *sys.argv[1:]]),
+        "command": shlex.join(["rrtf-bench", *sys.argv[1:]]),
         "settings": {
             **asdict(config.work), "repeats": config.repeats, "threads": config.threads, "device": device,
             "order": "one way after the other, each in one process",

@@ -73,7 +73,7 @@ class EngineWay:
             import torch  # noqa: PLC0415, F401 - before the base of the memory is read
             import transformers  # noqa: PLC0415, F401
 
-            self._packages = ["torch", "transformers"]
+            self._packages = ["torch", "transformers", "gptqmodel"]
             import rrtf_serve.engine.torch.engine  # noqa: PLC0415, F401
         self._config = ServeConfig(
             model=settings["path"],
@@ -210,7 +210,7 @@ class TransformersWay:
 
 def _versions(packages: list[str]) -> dict[str, str]:
     found = {}
-    for name in [*packages, "gptqmodel"]:
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

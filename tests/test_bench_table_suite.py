@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hf") / "small"
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=512, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6,
+        hidden_size=512, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8,
         num_key_value_heads=2, max_position_embeddings=256, vocab_size=128, eos_token_id=2, bos_token_id=1,
     )  # fmt: skip
     causal: Any = transformers.AutoModelForCausalLM

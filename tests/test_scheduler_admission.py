@@ -176,7 +176,8 @@ def test_cancelling_reaches_rows_that_joined() -> None:
         await until(lambda: engine.batches == [[10]])
         gone = scheduler.submit([request(40)])
         gone.cancel()  # while it waits
-        joined = scheduler.submit([request(20, 50), request(30, 50)])
+        joined = scheduler.submit([request(20, 50), request(30, 50), request(31, 50)])
+        joined.cancel(2)  # it joins with the others, and is let go at the first step
         engine.gate.release(2)
         await until(lambda: scheduler.rows_running == 3)
         joined.cancel(1)
@@ -186,8 +187,8 @@ def test_cancelling_reaches_rows_that_joined() -> None:
         joined.cancel()
         engine.gate.release(2)
         await until(lambda: scheduler.rows_running == 0)
-        assert [row[-1].finish for row in await rows_of(joined, 2)] == ["cancelled", "cancelled"]
-        assert engine.batches == [[10, 20, 30]]
+        assert [row[-1].finish for row in await rows_of(joined, 3)] == ["cancelled"] * 3
+        assert engine.batches == [[10, 20, 30, 31]]
 
     run(test, engine)
 
