@@ -38,11 +38,12 @@ from convert.architectures import specify
 from convert.checkpoint import open_checkpoint
 from convert.ct2 import convert
 from convert.families import FAMILIES
-from convert.gptq_source import GptqSource, Layer
+from convert.gptq_source import GptqSource
 from convert.sources import FloatArray, ModelConfig, StoredType, TensorSource
 from convert.verify import Options, Reference
 from convert.writer import write_model
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.gptq import Layer
 from rrtf_serve.models.source import Kind, Source, safe_name
 from rrtf_serve.models.store import Store
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,29 +15,10 @@ from convert.hf_config import read_config
 from convert.safetensors_source import SafetensorsSource
 from convert.sources import FloatArray, StoredType
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.gptq import IntArray, read_settings, unpack
+from rrtf_serve.models.gptq import IntArray, Layer, dequantise, read_settings, unpack
 from rrtf_serve.models.records import Record
 
 _PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One quantised matrix as it is stored; shapes as in rrtf_serve/models/gptq.py."""
-
-    qweight: IntArray
-    zeros: IntArray  # (G, O), unpacked, offset added
-    scales: FloatArray
-    groups: IntArray  # (I,)
-
-
-def dequantise(layer: Layer, bits: int, start: int, stop: int) -> FloatArray:
-    """Outputs [start, stop) as float32 rows: (stop - start, I). One rounding, of the product."""
-    inputs = len(layer.groups)
-    values = unpack(np.ascontiguousarray(layer.qweight[:, start:stop]), bits, inputs)
-    zeros, scales = layer.zeros[:, start:stop], layer.scales[:, start:stop]
-    weight: FloatArray = (values - zeros[layer.groups]).astype(np.float32) * scales[layer.groups]
-    return np.ascontiguousarray(weight.T)
 
 
 class GptqSource:

@@ -103,12 +103,8 @@ def test_too_little_memory_says_what_would_fit(folder: Path, monkeypatch: pytest
     assert "loaded as bfloat16" in said
 
 
-def test_a_gptq_folder_without_gptqmodel_says_what_to_install(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gptq_folder_is_for_the_torch_engine(folder: Path) -> None:
     change(folder, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
-    monkeypatch.setitem(sys.modules, "gptqmodel", None)
-    assert "pip install gptqmodel" in refused(folder)
     config = ServeConfig(model=str(folder))
     source = prepare_source(config)
     assert (source.kind, describe_source(config, source).quantization) == (Kind.GPTQ, "gptq-4bit")

@@ -25,6 +25,7 @@ from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.records import Record
 
 IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
 BITS = (2, 3, 4, 8)
 FORMATS = {"gptq": 1, "gptq_v2": 0}  # checkpoint format -> what is added to a stored zero
 
@@ -36,6 +37,16 @@ class GptqSettings:
     bits: int
     group_size: int
     offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One quantised matrix as it is stored; shapes as above."""
+
+    qweight: IntArray
+    zeros: IntArray  # (G, O), unpacked, offset added
+    scales: FloatArray
+    groups: IntArray  # (I,)
 
 
 def read_settings(folder: Path) -> GptqSettings:
@@ -73,3 +84,12 @@ def unpack(words: IntArray, bits: int, count: int) -> IntArray:
     stream = low | high << np.uint64(32)
     values: IntArray = (stream >> (at % 32).astype(np.uint64) & np.uint64(2**bits - 1)).astype(np.int32)
     return values
+
+
+def dequantise(layer: Layer, bits: int, start: int, stop: int) -> FloatArray:
+    """Outputs [start, stop) as float32 rows: (stop - start, I). One rounding, of the product."""
+    inputs = len(layer.groups)
+    values = unpack(np.ascontiguousarray(layer.qweight[:, start:stop]), bits, inputs)
+    zeros, scales = layer.zeros[:, start:stop], layer.scales[:, start:stop]
+    weight: FloatArray = (values - zeros[layer.groups]).astype(np.float32) * scales[layer.groups]
+    return np.ascontiguousarray(weight.T)

@@ -1,25 +1,26 @@
 """A Hugging Face folder loaded as a transformers model, with the attention of this engine.
 
-Read are safetensors only; no code of the folder runs. GPTQ folders are read by gptqmodel, which brings the
-kernels too.
+Read are safetensors only; no code of the folder runs. On CUDA gptqmodel reads GPTQ folders and brings the
+kernels too; on a CPU they are dequantised here, for what the compiled kernels (`native`) don't run.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
 
-from rrtf_serve.engine.cores import available_cores
 from rrtf_serve.engine.torch import DTYPES, attention
+from rrtf_serve.engine.torch.tensors import Tensors
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.gptq import GptqSettings, Layer, dequantise, read_settings, unpack
 from rrtf_serve.models.records import Record
 from rrtf_serve.models.source import Kind, detect_kind
 
@@ -70,7 +71,7 @@ def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
     wanted = pick_dtype(dtype, stored, device)
     try:
         if kind is Kind.GPTQ:
-            model = _load_gptq(folder, device)
+            model = _load_gptq(folder, device) if device.type == "cuda" else _load_dequantised(folder, wanted)
         elif kind is Kind.HF:
             model = _load_plain(folder, device, wanted)
         else:
@@ -128,38 +129,55 @@ def _quiet() -> Iterator[None]:
         reports.set_verbosity(before)
 
 
+def _load_dequantised(folder: Path, dtype: torch.dtype) -> Any:
+    """A GPTQ folder as a plain model of what its weights are worth, rounded to `dtype`: no GPTQ library is
+    needed, and in float32 nothing is rounded, but the weights take their full size."""
+    settings = read_settings(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    del config.quantization_config
+    causal: Any = transformers.AutoModelForCausalLM
+    model = causal.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+    tensors = Tensors(folder)
+    try:
+        # A tied output matrix is named once, as the embedding.
+        for name, target in model.named_parameters():
+            base, shape = name.removesuffix(".weight"), tuple(target.shape)
+            if f"{base}.qweight" in tensors:
+                target.data.copy_(_dequantised(tensors, base, shape, settings))
+            else:
+                target.data.copy_(tensors.get(name, shape))
+    finally:
+        tensors.close()
+    return model
+
+
+def _dequantised(tensors: Tensors, name: str, shape: tuple[int, ...], settings: GptqSettings) -> torch.Tensor:
+    outputs, inputs = shape
+    parts = {key: part.numpy() for key, part in tensors.quantised(name, outputs, inputs, settings).items()}
+    zeros = unpack(np.ascontiguousarray(parts["qzeros"].T), settings.bits, outputs).T
+    size = inputs if settings.group_size == -1 else settings.group_size
+    layer = Layer(
+        parts["qweight"],
+        zeros + settings.offset & (1 << settings.bits) - 1,
+        parts["scales"].astype(np.float32),
+        parts.get("g_idx", np.arange(inputs, dtype=np.int32) // np.int32(size)),
+    )
+    return torch.from_numpy(dequantise(layer, settings.bits, 0, outputs))
+
+
 def _load_gptq(folder: Path, device: torch.device) -> Any:
-    # Its pool of loaders asks for two workers and fails where the machine would give it one.
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, available_cores())))
     try:
         # It reports on stdout, which belongs to what the server has to say.
         with redirect_stdout(sys.stderr):
             import gptqmodel  # noqa: PLC0415 - optional, and takes seconds to import
     except ModuleNotFoundError as error:
         raise ModelError(
-            f"{folder}: is a GPTQ checkpoint, and gptqmodel, which runs them, is not installed "
-            f"({error.name} is missing): pip install gptqmodel"
+            f"{folder}: is a GPTQ checkpoint, and gptqmodel, which runs them on {device.type}, is not "
+            f"installed ({error.name} is missing): pip install gptqmodel, or take --device cpu"
         ) from error
-    whole = _groups_are_whole(folder)
-    backend = gptqmodel.BACKEND.AUTO if whole or device.type != "cpu" else gptqmodel.BACKEND.GPTQ_TORCH
     with redirect_stdout(sys.stderr):
-        wrapped = gptqmodel.GPTQModel.load(
-            str(folder), device=str(device), backend=backend, trust_remote_code=False
-        )
+        wrapped = gptqmodel.GPTQModel.load(str(folder), device=str(device), trust_remote_code=False)
     return wrapped.model
-
-
-def _groups_are_whole(folder: Path) -> bool:
-    """Whether each matrix is a whole number of groups wide. gptqmodel takes its fast kernel for CPUs without
-    looking, and that fails on others at the first token."""
-    config = Record.read(folder / "config.json")
-    record = config.record("quantization_config")
-    if not record.values:
-        record = Record.read_if_there(folder / "quantize_config.json")
-    group = record.values.get("group_size", -1)
-    names = ("hidden_size", "intermediate_size", "n_embd", "n_inner")
-    widths = [width for name in names if (width := config.optional_count(name)) is not None]
-    return isinstance(group, int) and (group < 1 or all(width % group == 0 for width in widths))
 
 
 def too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> ModelError:

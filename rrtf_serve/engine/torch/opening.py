@@ -75,4 +75,5 @@ def open_decoder(
             raise ModelError(f"{folder}: can't be loaded ({error})") from error
     if output_bits not in (None, 16):
         raise ValueError("--output-bits: only the CPU kernels round the output matrix; they don't run this")
-    return Decoder(load(folder, device=device, dtype=dtype), kernels="gptqmodel" if gptq else "torch")
+    kernels = "gptqmodel" if gptq and device.type == "cuda" else "torch"
+    return Decoder(load(folder, device=device, dtype=dtype), kernels=kernels)

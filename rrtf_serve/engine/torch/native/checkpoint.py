@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from torch import Tensor
 
 from rrtf_serve.engine.torch.native import layout
 from rrtf_serve.engine.torch.native.packing import Matrix, pack_gptq, pack_plain, pack_rounded
+from rrtf_serve.engine.torch.tensors import Tensors
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.gptq import GptqSettings, read_settings
-from rrtf_serve.models.records import Record
 
 _OUTPUT_GROUP = 32  # inputs per scale of an output matrix that is rounded here
 _TABLES = {
@@ -92,61 +90,6 @@ class Weights:
     output_bits: int
     kept: list[object] = field(repr=False)
     nbytes: int = 0  # of packed matrices, norms and tables, without the embedding, which stays in its file
-
-
-class Tensors:
-    """The tensors of a folder by name, mapped from its safetensors files. Raises ModelError."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
-        for path in _shards(folder):
-            try:
-                file = self._stack.enter_context(safe_open(path, framework="pt"))
-            except Exception as error:  # the library has an error of its own for every kind of damage
-                self.close()
-                raise ModelError(f"{path}: damaged or cut short, fetch it again ({error})") from error
-            self._files.update(dict.fromkeys(file.keys(), file))
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
-
-    def get(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        if name not in self._files:
-            raise ModelError(
-                f"{self.folder}: tensor {name} is missing; the folder is incomplete, fetch it again"
-            )
-        found: Tensor = self._files[name].get_tensor(name)
-        if shape is not None and found.shape != shape:
-            raise ModelError(
-                f"{self.folder}: tensor {name} has the shape {tuple(found.shape)}; config.json says {shape}"
-            )
-        return found
-
-    def optional(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
-        return self.get(name, shape) if name in self else None
-
-    def close(self) -> None:
-        self._stack.close()
-
-
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = {str(name) for name in Record.read(index).record("weight_map").values.values()}
-        if any(Path(name).name != name for name in names):
-            raise ModelError(f"{index}: names files outside the folder")
-        paths = [folder / name for name in sorted(names)]
-    else:
-        paths = sorted(folder.glob("*.safetensors"))
-    absent = [path for path in paths if not path.is_file()]
-    if absent or not paths:
-        raise ModelError(
-            f"{absent[0] if absent else folder / 'model.safetensors'}: missing; the folder is incomplete, "
-            "fetch it again"
-        )
-    return paths
 
 
 def load(folder: Path, *, context_length: int, output_bits: int | None = None) -> Weights:
@@ -277,22 +220,8 @@ class _Reader:
             if rows is not None:
                 weight, bias = weight[rows], None if bias is None else bias[rows]
             return self._structure(pack_plain(weight, bias))
-        settings, bits = self._settings, self._settings.bits
-        groups = 1 if settings.group_size == -1 else -(-inputs // settings.group_size)
-        parts = {
-            "qweight": tensors.get(f"{name}.qweight", (inputs * bits // 32, outputs)),
-            "qzeros": tensors.get(f"{name}.qzeros", (groups, outputs * bits // 32)),
-            "scales": tensors.get(f"{name}.scales", (groups, outputs)),
-        }
-        members = tensors.optional(f"{name}.g_idx", (inputs,))
-        if members is not None:
-            if inputs and not 0 <= int(members.min()) <= int(members.max()) < groups:
-                raise ModelError(
-                    f"{tensors.folder}: tensor {name}.g_idx names groups from {int(members.min())} to "
-                    f"{int(members.max())}, there are {groups}"
-                )
-            parts["g_idx"] = members
-        return self._structure(pack_gptq(parts, settings, bias=bias, rows=rows))
+        parts = tensors.quantised(name, outputs, inputs, self._settings)
+        return self._structure(pack_gptq(parts, self._settings, bias=bias, rows=rows))
 
     def _structure(self, matrix: Matrix) -> layout.Linear:
         self._kept.append(matrix)

@@ -1,0 +1,91 @@
+"""Tensors of a folder by name, mapped from its safetensors files; what is absent or misshapen is named."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.gptq import GptqSettings
+from rrtf_serve.models.records import Record
+
+
+class Tensors:
+    """The tensors of a folder by name, mapped from its safetensors files. Raises ModelError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        for path in _shards(folder):
+            try:
+                file = self._stack.enter_context(safe_open(path, framework="pt"))
+            except Exception as error:  # the library has an error of its own for every kind of damage
+                self.close()
+                raise ModelError(f"{path}: damaged or cut short, fetch it again ({error})") from error
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def get(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        if name not in self._files:
+            raise ModelError(
+                f"{self.folder}: tensor {name} is missing; the folder is incomplete, fetch it again"
+            )
+        found: Tensor = self._files[name].get_tensor(name)
+        if shape is not None and found.shape != shape:
+            raise ModelError(
+                f"{self.folder}: tensor {name} has the shape {tuple(found.shape)}; config.json says {shape}"
+            )
+        return found
+
+    def optional(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        return self.get(name, shape) if name in self else None
+
+    def quantised(self, name: str, outputs: int, inputs: int, settings: GptqSettings) -> dict[str, Tensor]:
+        """qweight, qzeros, scales and perhaps g_idx of a GPTQ matrix, their shapes checked."""
+        bits = settings.bits
+        groups = 1 if settings.group_size == -1 else -(-inputs // settings.group_size)
+        parts = {
+            "qweight": self.get(f"{name}.qweight", (inputs * bits // 32, outputs)),
+            "qzeros": self.get(f"{name}.qzeros", (groups, outputs * bits // 32)),
+            "scales": self.get(f"{name}.scales", (groups, outputs)),
+        }
+        members = self.optional(f"{name}.g_idx", (inputs,))
+        if members is None:
+            return parts
+        if inputs and not 0 <= int(members.min()) <= int(members.max()) < groups:
+            raise ModelError(
+                f"{self.folder}: tensor {name}.g_idx names groups from {int(members.min())} to "
+                f"{int(members.max())}, there are {groups}"
+            )
+        return {**parts, "g_idx": members}
+
+    def names(self) -> list[str]:
+        return list(self._files)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = {str(name) for name in Record.read(index).record("weight_map").values.values()}
+        if any(Path(name).name != name for name in names):
+            raise ModelError(f"{index}: names files outside the folder")
+        paths = [folder / name for name in sorted(names)]
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+    absent = [path for path in paths if not path.is_file()]
+    if absent or not paths:
+        raise ModelError(
+            f"{absent[0] if absent else folder / 'model.safetensors'}: missing; the folder is incomplete, "
+            "fetch it again"
+        )
+    return paths
