@@ -5,8 +5,8 @@ Run as: python -m benchmarks.prefix ./my-folder --context 1024 --repeats 7
 MODEL is a folder for the torch engine (Hugging Face or GPTQ). Each repetition asks for a few tokens after a
 context of code, as an editor does, then types a line of 12 to 20 tokens and asks again: once as the same
 client, once as one who was never seen, whose prompt has to be read whole. Which of them comes first changes
-from repetition to repetition. Times are from the call of the engine to its first token, without HTTP. Processor time
-is that of the whole process: with one thread it tells what the work takes where others share the machine.
+from repetition to repetition. Times are from the call of the engine to its first token, without HTTP.
+Processor time is that of the whole process: with one thread it tells what the work takes on a busy machine.
 """
 
 from __future__ import annotations
