@@ -17,6 +17,9 @@ from benchmarks.judge import SandboxOptions, judge
 from benchmarks.judge_speed import judge_speed
 from benchmarks.latency import measure_memory, measure_overhead, measure_startup
 from benchmarks.passk import ENGINES, PasskConfig, compare_runs, passk
+from benchmarks.table import TableConfig, measure_table
+from benchmarks.table_rounds import Work
+from benchmarks.table_starcoder import StarcoderConfig, measure_starcoder
 from benchmarks.variants import VariantsConfig, measure_variants
 from rrtf_serve.config import DEFAULT_MODEL
 from rrtf_serve.models.errors import ModelError
@@ -36,6 +39,22 @@ EXAMPLES = """examples:
   rrtf-bench passk --suite humaneval --engine http --url http://127.0.0.1:8000
   rrtf-bench compare run-a run-b                  paired test of two judged runs
   rrtf-bench variants --ct2 float32 int8 --folder gptq8=./qwen-gptq8 --suite humaneval
+  rrtf-bench table --row gptq4=torch:./qwen-gptq4 --suite humaneval
+"""
+
+TABLE_EXAMPLES = """examples:
+  rrtf-bench table --model qwen2.5-coder-0.5b-instruct -o table4
+  rrtf-bench table --row gptq8=torch:./qwen-gptq8 --row gptq4=torch:./qwen-gptq4 --suite humaneval
+  rrtf-bench table --row "llama.cpp Q8_0=llama:./qwen-q8_0.gguf" --llama-python ./llama-venv/bin/python
+  rrtf-bench table --starcoder-shape -o starcoder      47 GB of disk, a GPU of 40 GB and more
+  rrtf-bench table --no-default-rows --row f32=transformers-float32:./qwen-hf --row int8=ct2:./qwen-int8
+
+a row is NAME=ENGINE[-TYPE]:MODEL:
+  transformers-TYPE  float32, bfloat16 or float16; a Hugging Face folder, or a model that can be made one
+  ct2[-TYPE]         a CTranslate2 folder, or a model that is converted to TYPE (default: int8)
+  torch[-TYPE]       this project's torch engine: a GPTQ or Hugging Face folder
+  llama              a GGUF file, run by llama-cpp-python in an environment of its own (--llama-python);
+                     llama-plain leaves out its repacked weights and AMX kernels
 """
 
 SHOWN = 10  # names of a list in a table; --json has them all
@@ -115,6 +134,37 @@ def _variants(arguments: argparse.Namespace) -> dict[str, Any]:
         return report
     short = {row["name"]: dict(parity_facts(row["parity"])) for row in report["variants"]}
     return short | {"report": str(arguments.output / "variants.md")}
+
+
+def _table(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.starcoder_shape:
+        report = _starcoder(arguments)
+    else:
+        if arguments.layers is not None:
+            raise ValueError("--layers goes with --starcoder-shape")
+        values = {field.name: getattr(arguments, field.name) for field in fields(TableConfig)}
+        values |= {name: tuple(values[name]) for name in ("rows", "batches", "passk")}
+        values["device"] = arguments.device or "cpu"
+        report = measure_table(TableConfig(**values), _sandbox_options(arguments))
+    if arguments.json:
+        return report
+    short: dict[str, Any] = {
+        row["name"]: {"failed": row["failed"]}
+        if row.get("failed")
+        else {"peak_mb": row["memory"]["peak_mb"], **row["figures"]}
+        for row in report["rows"]
+    }
+    return short | {"report": str(arguments.output / "table.md")}
+
+
+def _starcoder(arguments: argparse.Namespace) -> dict[str, Any]:
+    for name in ("rows", "passk", "suite", "baseline", "llama_python"):
+        if getattr(arguments, name):
+            flag = {"rows": "row"}.get(name, name.replace("_", "-"))
+            raise ValueError(f"--{flag}: --starcoder-shape has rows of its own, with random weights")
+    work = Work(arguments.prefill, tuple(arguments.batches), arguments.prompt_tokens, arguments.new_tokens)
+    given = {name: getattr(arguments, name) for name in ("repeats", "threads", "device", "layers")}
+    return measure_starcoder(StarcoderConfig(arguments.output, work, **given))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -224,6 +274,7 @@ def _add_judging(commands: Any) -> None:
     one.add_argument("--output", "-o", type=Path, help="folder (default: below ./rrtf-passk)")
 
     _add_variants(command)
+    _add_table(command)
     one = command(
         "compare", "paired comparison of two judged runs, B against A",
         lambda a: compare_runs(a.a, a.b, a.k), sandbox=False,
@@ -254,6 +305,49 @@ def _add_variants(command: Any) -> None:
     one.add_argument("--batch", type=int, default=16, help="rows decoded at a time")
     one.add_argument("--against", default="float32", help="variant that pass@1 is compared with")
     one.add_argument("--margin", type=float, default=0.05, help="non-inferiority margin (default: 0.05)")
+    one.add_argument(
+        "--suite-engine",
+        default="ct2",
+        help="runs folders that are not CTranslate2's on the suite: ct2 (their exact weights in float32, the "
+        "default) or torch (as rrtf-serve would)",
+    )
+
+
+def _add_table(command: Any) -> None:
+    one = command("table", "one model run in several ways: memory, load time, speed, greedy scores", _table)
+    one.epilog, one.formatter_class = TABLE_EXAMPLES, argparse.RawDescriptionHelpFormatter
+    one.add_argument("--model", default=DEFAULT_MODEL, help=f"of the default rows ({DEFAULT_MODEL})")
+    one.add_argument(
+        "--row", dest="rows", action="append", default=[], metavar="NAME=ENGINE[-TYPE]:MODEL",
+        help="a way to run a model, beside the default rows or, by its name, instead of one; repeatable",
+    )  # fmt: skip
+    one.add_argument(
+        "--no-default-rows", dest="defaults", action="store_false",
+        help="without transformers float32 and bfloat16, CTranslate2 float32 and int8, torch engine bfloat16",
+    )  # fmt: skip
+    one.add_argument("--output", "-o", type=Path, default=Path("rrtf-table"), help="folder")
+    one.add_argument("--prefill", type=int, default=512, metavar="TOKENS", help="prompt of the prefill")
+    one.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="default: 1 4 16")
+    one.add_argument("--prompt-tokens", type=int, default=64, help="before decoding (default: 64)")
+    one.add_argument("--new-tokens", type=int, default=32, help="decoded in each row (default: 32)")
+    one.add_argument("--repeats", type=int, default=5, help="rounds (default: 5)")
+    one.add_argument("--threads", type=int, default=0, help="of each row; 0: one per core")
+    one.add_argument("--device", help="cpu (default) or cuda (default of --starcoder-shape)")
+    one.add_argument(
+        "--starcoder-shape", action="store_true",
+        help="the 15.5B shape with random weights instead, on CUDA: memory and speed beside the paper's",
+    )  # fmt: skip
+    one.add_argument("--layers", type=int, help="depth of --starcoder-shape (default: 40), also on a CPU")
+    one.add_argument("--baseline", metavar="NAME", help="row to compare with (default: transformers float32)")
+    one.add_argument("--llama-python", metavar="PATH", help="a Python that has llama-cpp-python")
+    one.add_argument("--suite", metavar="NAME|FILE", help="also greedy pass@1 on this suite, chat prompt")
+    one.add_argument("--limit", type=int, help="only the first N problems")
+    one.add_argument("--max-tokens", type=int, default=512)
+    one.add_argument("--suite-batch", type=int, default=16, help="rows decoded at a time (default: 16)")
+    one.add_argument(
+        "--passk", action="append", default=[], metavar="NAME=FOLDER",
+        help="a row's score from a finished run of rrtf-bench passk; repeatable",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -247,7 +247,13 @@ def _sampler(config: PasskConfig) -> Iterator[Sampler]:
                 end_tokens=card.end_tokens,
             ),
             model=card.name,
-            digest=_digest(config, source, card, engine.describe()),
+            digest=_digest(
+                config,
+                source,
+                card,
+                engine.describe(),
+                independent=engine.capabilities.independent_rows,
+            ),
             batch=config.batch,
             described={"engine": config.engine, **engine.describe()},
         )
@@ -255,11 +261,13 @@ def _sampler(config: PasskConfig) -> Iterator[Sampler]:
         engine.close()
 
 
-def _digest(config: PasskConfig, source: Source, card: Card, described: Mapping[str, object]) -> str:
+def _digest(
+    config: PasskConfig, source: Source, card: Card, described: Mapping[str, object], *, independent: bool
+) -> str:
     """What the answers depend on: weights, type of the arithmetic and, in less than float32, the batches."""
     if config.engine == "torch":
         dtype = described["dtype"]
-        batches = "" if dtype == "float32" else f":batch{config.batch}"
+        batches = "" if independent else f":batch{config.batch}"
         return f"{source.digest}:torch-{dtype}{batches}"
     batches = f":batch{config.batch}:spread{config.prompt_spread}" if config.prompt_spread else ""
     digest = f"{card.source.get('sha256') or source.path.name}:{card.quantization}"

@@ -88,9 +88,14 @@ class VariantsConfig:
     batch: int = 16
     against: str = "float32"  # the variant that pass@1 is compared with
     margin: float = 0.05
+    suite_engine: str = (
+        "ct2"  # of folders that are not CTranslate2's: their exact weights in float32, or torch
+    )
     data_dir: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.suite_engine not in ("ct2", "torch"):
+            raise ValueError(f"--suite-engine {self.suite_engine!r} is unknown; known: ct2, torch")
         unknown = [name for name in self.ct2 if name not in QUANTIZATIONS]
         if unknown:
             raise ValueError(f"--ct2 {unknown[0]!r} is unknown; known: {', '.join(QUANTIZATIONS)}")
@@ -215,16 +220,18 @@ def _conversion(config: VariantsConfig, variant: Variant, folder: Path) -> dict[
 
 def _measure_suite(config: VariantsConfig, source: Source, sandbox: SandboxOptions) -> None:
     """Greedy pass@1 of every variant that has no score of this suite yet."""
-    key = {name: asdict(config)[name] for name in ("suite", "limit", "max_tokens")}
     for variant in config.variants():
+        engine = _suite_engine(config, variant)
+        key = {name: asdict(config)[name] for name in ("suite", "limit", "max_tokens")} | {"engine": engine}
         record = _read(config, variant, source)
         if record.get("suite", {}).get("key") == key:
             continue
         logger.warning("%s: %s", variant.name, config.suite)
-        with _running(config, variant, source) as folder:
+        with _running(config, variant, source, engine) as folder:
             report = passk(
                 PasskConfig(
                     model=str(folder),
+                    engine=engine,
                     suite=str(config.suite),
                     limit=config.limit,
                     max_tokens=config.max_tokens,
@@ -241,13 +248,20 @@ def _measure_suite(config: VariantsConfig, source: Source, sandbox: SandboxOptio
         )
 
 
+def _suite_engine(config: VariantsConfig, variant: Variant) -> str:
+    if variant.folder is None or Store().fetch(str(variant.folder), progress=False).kind is Kind.CT2:
+        return "ct2"
+    return config.suite_engine
+
+
 @contextmanager
-def _running(config: VariantsConfig, variant: Variant, source: Source) -> Iterator[Path]:
-    """A CTranslate2 folder of the variant: itself, made, or its exact weights in float32."""
+def _running(config: VariantsConfig, variant: Variant, source: Source, engine: str) -> Iterator[Path]:
+    """What the engine runs: the variant's folder itself, or for CTranslate2 made, or its exact weights in
+    float32."""
     folder, quantization = source, variant.name
     if variant.folder is not None:
         folder, quantization = Store().fetch(str(variant.folder), progress=False), "float32"
-        if folder.kind is Kind.CT2:
+        if engine == "torch" or folder.kind is Kind.CT2:
             yield variant.folder
             return
     with tempfile.TemporaryDirectory(prefix=".made-", dir=config.output) as parent:

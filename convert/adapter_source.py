@@ -37,6 +37,8 @@ _REFUSED = (
     "velora_config",
     "monteclora_config",
 )
+# How A and B began; every other way changes the base as well, by what only the training knew.
+_BEGINNINGS = (None, True, False, "true", "false", "gaussian", "orthogonal", "eva")
 _MAX_FACTOR = 1 << 30  # bytes of A and B of one module in float32; ranks are small
 
 
@@ -59,7 +61,6 @@ class AdapterSource:
         self.path, self.base = path, base
         self._settings = Record.read(path / "adapter_config.json")
         self._check_settings()
-        self._transposed = self._settings.flag("fan_in_fan_out", False)
         file = path / "adapter_model.safetensors"
         if not file.is_file():
             raise ModelError(f"{file}: missing; save the adapter as safetensors (other formats are not read)")
@@ -92,17 +93,12 @@ class AdapterSource:
         delta = self._deltas.get(name)
         if delta is None:
             return rows
-        a, b = self._whole(delta.a), self._file
-        if self._transposed:
-            return rows + np.float32(delta.scale) * (a[:, start:stop].T @ self._whole(delta.b).T)
-        return rows + np.float32(delta.scale) * (b.rows(delta.b, start, stop) @ a)
+        a = self._file.rows(delta.a, 0, self._file.entries[delta.a].shape[0])
+        return rows + np.float32(delta.scale) * (self._file.rows(delta.b, start, stop) @ a)
 
     def close(self) -> None:
         self._file.file.close()
         self.base.close()
-
-    def _whole(self, name: str) -> FloatArray:
-        return self._file.rows(name, 0, self._file.entries[name].shape[0])
 
     def _check_settings(self) -> None:
         settings = self._settings
@@ -112,6 +108,12 @@ class AdapterSource:
         refused = [key for key in _REFUSED if settings.values.get(key)]
         if settings.text("bias", "none") != "none":
             refused.append("bias")
+        beginning = settings.values.get("init_lora_weights")
+        if not any(beginning is known or beginning == known for known in _BEGINNINGS):
+            raise ModelError(
+                f"{settings.path}: init_lora_weights {beginning!r} changed the base too, so that the adapter "
+                "does not fit the base as it is; save it with PEFT's path_initial_model_for_weight_conversion"
+            )
         if refused:
             raise ModelError(
                 f"{settings.path}: {', '.join(refused)} can't be merged here; merge the adapter with PEFT "
@@ -151,9 +153,8 @@ class AdapterSource:
                 "is it the adapter of another base?"
             )
         (rank, columns), (rows, rank_b) = (self._file.entries[pair[side]].shape for side in "AB")
+        # fan_in_fan_out is for layers that keep (in, out); no family here has any, and PEFT ignores it then.
         expected = self.base.shape(weight)
-        if self._transposed:
-            expected = expected[::-1]
         if rank != rank_b or (rows, columns) != expected:
             raise ModelError(
                 f"{self.path}: the change of {module} is ({rows}, {rank_b}) x ({rank}, {columns}), the "

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ctranslate2.specs import attention_spec, common_spec, transformer_spec
 
 from convert.families import FAMILIES, Family
-from convert.sources import FloatArray, StoredType, TensorSource
+from convert.sources import FloatArray, StoredType, TensorSource, missing
 from rrtf_serve.models.errors import ModelError
 
 _ACTIVATIONS = {
@@ -30,6 +30,7 @@ _ACTIVATIONS = {
 }
 _LINEAR = attention_spec.RotaryScalingType.Linear
 _BY_FREQUENCY = attention_spec.RotaryScalingType.Su
+_LINEAR_ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "output")
 _TIE_SAMPLE = 1024  # rows compared to find out whether two stored copies are one matrix
 
 
@@ -103,6 +104,7 @@ class _Layout:
     def __init__(self, source: TensorSource, family: Family) -> None:
         self.source, self.config, self.family = source, source.config, family
         self.names = family.names[source.config.naming]
+        self.ignored = unused_biases(source)
 
     def specification(self) -> Specification:
         config, names = self.config, self.names
@@ -118,7 +120,7 @@ class _Layout:
         vocabulary_size = self._rows(embedding)
         decoder.embeddings.weight = self._matrix(embedding, vocabulary_size, config.hidden)
         decoder.projection.weight = self._matrix(output, vocabulary_size, config.hidden)
-        if f"{names['output']}.bias" in self.source.names:
+        if self._has_bias("output", names["output"]):
             decoder.projection.bias = self._vector(f"{names['output']}.bias", vocabulary_size)
         self._norm(decoder.layer_norm, names["final_norm"])
         context_length = config.context_length
@@ -187,27 +189,27 @@ class _Layout:
         self._scale_rotary(attention)
         if "qkv" in name and f"{name['qkv']}.weight" in self.source.names:
             order = self._per_head_order() if config.naming == "hf" and not self.family.rotary else None
-            self._linear(attention.linear[0], [(name["qkv"], q_rows + 2 * kv_rows, order)], config.hidden)
+            self._linear(attention.linear[0], name, [("qkv", q_rows + 2 * kv_rows, order)], config.hidden)
         else:
             # Before their orders are made, which are as long as the configuration says.
             for role, rows in (("q", q_rows), ("k", kv_rows)):
                 self._expect(f"{name[role]}.weight", (rows, config.hidden))
             parts = [
-                (name["q"], q_rows, self._rotary_order(config.heads)),
-                (name["k"], kv_rows, self._rotary_order(config.kv_heads)),
-                (name["v"], kv_rows, None),
+                ("q", q_rows, self._rotary_order(config.heads)),
+                ("k", kv_rows, self._rotary_order(config.kv_heads)),
+                ("v", kv_rows, None),
             ]
-            self._linear(attention.linear[0], parts, config.hidden)
-        self._linear(attention.linear[1], [(name["o"], config.hidden, None)], q_rows)
+            self._linear(attention.linear[0], name, parts, config.hidden)
+        self._linear(attention.linear[1], name, [("o", config.hidden, None)], q_rows)
         if "gate_up" in name:
             for part, target in enumerate((ffn.linear_0, ffn.linear_0_noact)):
                 self._half(target, name["gate_up"], part)
         elif self.family.gated:
-            self._linear(ffn.linear_0, [(name["gate"], config.ffn, None)], config.hidden)
-            self._linear(ffn.linear_0_noact, [(name["up"], config.ffn, None)], config.hidden)
+            self._linear(ffn.linear_0, name, [("gate", config.ffn, None)], config.hidden)
+            self._linear(ffn.linear_0_noact, name, [("up", config.ffn, None)], config.hidden)
         else:
-            self._linear(ffn.linear_0, [(name["up"], config.ffn, None)], config.hidden)
-        self._linear(ffn.linear_1, [(name["down"], config.hidden, None)], config.ffn)
+            self._linear(ffn.linear_0, name, [("up", config.ffn, None)], config.hidden)
+        self._linear(ffn.linear_1, name, [("down", config.hidden, None)], config.ffn)
 
     def _scale_rotary(self, attention: Any) -> None:
         config, scaling = self.config, self.config.rope_scaling
@@ -244,22 +246,33 @@ class _Layout:
         return rows.reshape(self.config.heads, 3, -1).swapaxes(0, 1).reshape(-1)
 
     def _linear(
-        self, target: Any, parts: list[tuple[str, int, npt.NDArray[np.intp] | None]], columns: int
+        self,
+        target: Any,
+        names: dict[str, str],
+        parts: list[tuple[str, int, npt.NDArray[np.intp] | None]],
+        columns: int,
     ) -> None:
-        for name, rows, _ in parts:
-            self._expect(f"{name}.weight", (rows, columns))
+        """`parts`: role, rows and their order; `names`: the layer's name of each role."""
+        for role, rows, _ in parts:
+            self._expect(f"{names[role]}.weight", (rows, columns))
         target.weight = self._weight(
-            tuple(Part(f"{name}.weight", rows, order) for name, rows, order in parts), columns
+            tuple(Part(f"{names[role]}.weight", rows, order) for role, rows, order in parts), columns
         )
-        if not any(f"{name}.bias" in self.source.names for name, _, _ in parts):
+        if not any(self._has_bias(role, names[role]) for role, _, _ in parts):
             return
         biases = []
-        for name, rows, order in parts:
-            present = f"{name}.bias" in self.source.names
+        for role, rows, order in parts:
+            present = self._has_bias(role, names[role])
             if present:
-                self._expect(f"{name}.bias", (rows,))
-            biases.append(Part(f"{name}.bias" if present else "", rows, order if present else None))
+                self._expect(f"{names[role]}.bias", (rows,))
+            biases.append(Part(f"{names[role]}.bias" if present else "", rows, order if present else None))
         target.bias = self._weight(tuple(biases), None)
+
+    def _has_bias(self, role: str, name: str) -> bool:
+        """Whether the model has this bias, be it missing or not."""
+        if role in (self.config.biased or ()):
+            return True
+        return f"{name}.bias" in self.source.names and f"{name}.bias" not in self.ignored
 
     def _norm(self, target: Any, name: str) -> None:
         target.gamma = self._vector(f"{name}.weight", self.config.hidden)
@@ -308,17 +321,43 @@ def rotary_order(heads: int, head_dim: int) -> npt.NDArray[np.intp]:
 def tied_matrix(source: TensorSource, names: dict[str, str]) -> tuple[str, str]:
     """The tensors to use as embedding and output matrix: one name twice when the model ties them.
 
-    The source's word counts where it gives one. GGUF gives none: a model without an output matrix is tied,
-    and one with two copies of the same matrix too (see `nearly_equal`); the more precise copy then serves as
-    both. `names` is the family's table in the source's naming.
+    The source's word counts where it gives one, unless it holds two matrices that differ: those are two, as
+    transformers 5 has it. GGUF gives none: a model without an output matrix is tied, and one with two copies
+    of the same matrix too (see `nearly_equal`); the more precise copy then serves as both. `names` is the
+    family's table in the source's naming. Raises ModelError where an output matrix of its own is missing.
     """
     embedding, output = f"{names['embedding']}.weight", f"{names['output']}.weight"
-    if output not in source.names or source.config.tied:
+    if output not in source.names:
+        if source.config.tied is False:
+            raise missing(source, output)
         return embedding, embedding
+    if source.config.tied:
+        return (embedding, output if _differ(source, embedding, output) else embedding)
     if source.config.tied is None and nearly_equal(source, embedding, output):
         better = max(embedding, output, key=source.precision)
         return better, better
     return embedding, output
+
+
+def is_tied(source: TensorSource) -> bool:
+    """Whether one matrix is both embedding and output (see `tied_matrix`)."""
+    embedding, output = tied_matrix(source, known_family(source).names[source.config.naming])
+    return embedding == output
+
+
+def unused_biases(source: TensorSource) -> set[str]:
+    """Tensors that the configuration says the model doesn't have; transformers ignores them as well."""
+    config, names = source.config, known_family(source).names[source.config.naming]
+    if config.biased is None:
+        return set()
+    roles = [role for role in _LINEAR_ROLES if role in names and role not in config.biased]
+    every = {f"{names[role].format(layer)}.bias" for role in roles for layer in range(config.layers)}
+    return every & set(source.names)
+
+
+def _differ(source: TensorSource, first: str, second: str) -> bool:
+    same_shape = source.shape(first) == source.shape(second)
+    return not same_shape or relative_difference(source, first, second) > 0
 
 
 def relative_difference(source: TensorSource, first: str, second: str) -> float:

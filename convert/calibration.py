@@ -14,7 +14,7 @@ import json
 import random
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,8 @@ TRAINING_SUITES = {
     "mbpp-train": "mbpp-plus",
     "mbpp-sanitized-train": "mbpp-plus",
 }
-_EVALUATION_ID = re.compile(r"HumanEval/|Mbpp/(?!(60[1-9]|6[1-9]\d|[78]\d\d|9[0-6]\d|97[0-4])$)")
+_MBPP_TRAINING = range(601, 975)
+_MBPP_ID = re.compile(r"(?:Mbpp(?:Eval)?/|mbpp_)(\d+)")
 _TOKENIZED = 8  # times the tokens that are used, at the most: enough to choose from
 # Modules written in Python that Python 3.11 to 3.14 all have as one file. No file of one list is much like a
 # file of the other: posixpath, which ntpath resembles, is in neither.
@@ -210,6 +211,8 @@ def _suite(name: str, data_dir: Path | None) -> Corpus:
 
 
 def _documents(path: Path) -> Iterator[str]:
+    if path.suffix == ".json":  # it would be one document, and its problems not seen
+        raise ValueError(f"--calibration {path}: is JSON as a whole; write one object per line, as .jsonl")
     if not path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         try:
             yield path.read_text("utf-8")
@@ -217,13 +220,34 @@ def _documents(path: Path) -> Iterator[str]:
             raise ValueError(f"--calibration {path}: is not UTF-8 text ({error})") from error
         return
     for number, record in json_lines(path):
-        task = record.get("task_id")
-        if isinstance(task, str) and _EVALUATION_ID.match(task):
-            raise ValueError(f"{path}:{number}: {task} is evaluation data, which must not shape a model")
+        if problem := _evaluation_problem(record):
+            raise ValueError(f"{path}:{number}: {problem} is evaluation data, which must not shape a model")
         text = next((record[name] for name in FIELDS if isinstance(record.get(name), str)), None)
         if text is None:
             raise ValueError(f"{path}:{number}: has none of the fields {', '.join(FIELDS)}")
         yield text
+
+
+def _evaluation_problem(record: Mapping[str, Any]) -> str:
+    """What a line of a file is called if it is a problem that models are tested on; empty: it is none.
+
+    Told by the names that the suites and what was made from them use, and MBPP and LeetCodeDataset, whose own
+    files have plain numbers and titles for names, by their other fields.
+    """
+    for name in (record.get("task_id"), record.get("name")):
+        if not isinstance(name, str):
+            continue
+        mbpp = _MBPP_ID.match(name)
+        if "HumanEval" in name or (mbpp and int(mbpp[1]) not in _MBPP_TRAINING):
+            return name
+    number = record.get("task_id")
+    tests = record.get("test_list", record.get("test"))
+    if type(number) is int and isinstance(tests, list) and number not in _MBPP_TRAINING:
+        return f"MBPP's problem {number}"
+    facts = record.get("meta")
+    if isinstance(facts, dict) and "question_id" in facts:  # leetcode-train leaves out what is tested on
+        return f"LeetCode's {record.get('task_id')} (--calibration leetcode-train has those that are not)"
+    return ""
 
 
 def _prose() -> Iterator[str]:

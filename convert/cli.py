@@ -44,6 +44,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return 1
     except BrokenPipeError:
         return 1
+    except OSError as error:  # a disk that is full or read-only, a file that went: its text names it
+        print(f"rrtf-convert: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("rrtf-convert: stopped; nothing was left behind", file=sys.stderr)
         return INTERRUPTED

@@ -27,6 +27,18 @@ class Converter(TransformersConverter):  # type: ignore[misc]  # ctranslate2 has
         super().__init__(str(model))
         self.model = model
 
+    def load_model(self, model_class: Any, model_name_or_path: str, **options: Any) -> Any:
+        """Transformers' model. What it lacks would be random, what is no number would be written as it is."""
+        model, found = model_class.from_pretrained(model_name_or_path, output_loading_info=True, **options)
+        if found["missing_keys"]:
+            raise ModelError(f"tensor {min(found['missing_keys'])} is missing; the folder is incomplete")
+        for name, tensor in model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise ModelError(
+                    f"tensor {name} holds values that are not finite numbers; the file is damaged"
+                )
+        return model
+
     def _load(self) -> Any:  # what `convert` calls, and what every converter of CTranslate2 overrides
         spec = super()._load()
         facts = hf_facts(self.model)

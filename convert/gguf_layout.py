@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Type
 
-from convert.architectures import Part, specify
+from convert.architectures import Part, is_tied, specify, unused_biases
 from convert.families import FAMILIES
 from convert.sources import ModelConfig, TensorSource
 from rrtf_serve.models.errors import ModelError
@@ -68,11 +68,12 @@ def targets(source: TensorSource, kind: Type) -> list[Target]:
     check_writable(source)
     if source.config.naming == "gguf":
         return [_target(source, name, name, None, kind) for name in source.names]
+    ignored = unused_biases(source)
     return [
         _target(source, new, old, order, kind)
         for stem, new_stem, order in _renamed(source)
         for suffix in ("weight", "bias")
-        if (old := f"{stem}.{suffix}") in source.names
+        if (old := f"{stem}.{suffix}") in source.names and old not in ignored
         for new in [f"{new_stem}.{suffix}"]
     ]
 
@@ -83,8 +84,9 @@ def _renamed(source: TensorSource) -> list[tuple[str, str, npt.NDArray[np.intp] 
     old = FAMILIES[config.architecture].names[config.naming]
     new = FAMILIES[architecture_name(config)].names["gguf"]
     found: list[tuple[str, str, npt.NDArray[np.intp] | None]] = []
+    tied = is_tied(source)
     for role in ("embedding", "positions", "final_norm", "output"):
-        if role in old and not (role == "output" and config.tied):
+        if role in old and not (role == "output" and tied):
             found.append((old[role], new[role], None))
     in_layer = [role for role in old if "{}" in old[role]]
     for layer in range(config.layers):

@@ -30,6 +30,11 @@ _ACTIVATIONS = {
 # StarCoder2 was trained with this window at every size (arXiv 2402.19173, section 6.1); GGUF files omit it.
 _STARCODER2_WINDOW = 4096
 
+# Biases that these always have; of the others the file doesn't say.
+_BIASED = {
+    "qwen2": frozenset(("q", "k", "v")),
+    "starcoder": frozenset(("qkv", "o", "up", "down")),
+}
 _DIVISORS = "rope_freqs.weight"
 
 # gguf works through 16 rows at a time; rows are regrouped so that 16 fill about this many bytes of float32.
@@ -179,13 +184,18 @@ def read_config(metadata: GgufMetadata) -> ModelConfig:
         rope_scaling=_rope_scaling(metadata, architecture),
         sliding_window=window or (_STARCODER2_WINDOW if architecture == "starcoder2" else None),
         multi_query=architecture == "starcoder" and kv_heads == 1,
+        biased=_BIASED.get(architecture),
     )
 
 
 def _rope_scaling(metadata: GgufMetadata, architecture: str) -> RopeScaling | None:
-    kind = metadata.text(f"{architecture}.rope.scaling.type", "none")
+    # Files of 2023 have the factor alone, under its first name or its present one: linear, says the format.
+    factor = metadata.number(f"{architecture}.rope.scaling.factor")
+    if factor is None:
+        factor = metadata.number(f"{architecture}.rope.scale_linear")
+    kind = metadata.text(f"{architecture}.rope.scaling.type", "none" if factor is None else "linear")
     if kind == "none":
         return None
     if kind != "linear":
         raise ModelError(f"{metadata.path}: rotary scaling {kind!r} can't be converted; known: linear")
-    return RopeScaling(metadata.number(f"{architecture}.rope.scaling.factor") or 1.0)
+    return RopeScaling(factor or 1.0)

@@ -20,14 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from convert import hf
+from convert.architectures import specify
+from convert.blocks import block_pool, largest_value, map_blocks
 from convert.calibration import Windows, cut, load_corpus
 from convert.card import make_card
 from convert.checkpoint import Checkpoint, open_checkpoint
+from convert.ct2 import padded_vocabulary
 from convert.gptq_backends import BACKENDS, Backend
 from convert.gptq_layout import settle
 from convert.gptq_process import Job, Result, run
+from convert.hf_view import whole_weight
 from convert.output import check_apart, new_folder
-from convert.sources import ModelConfig
+from convert.sources import ModelConfig, TensorSource
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import write_card
 from rrtf_serve.models.source import Kind, Source
@@ -36,6 +40,7 @@ from rrtf_serve.models.tokens import Tokenizer
 BITS = (8, 4, 3)
 GROUP_SIZES = (-1, 16, 32, 64, 128, 256, 512, 1024)  # what every loader has kernels for
 DEFAULT_SEQLEN = 2048
+MAX_SEED = (1 << 32) - 1  # numpy's
 _WORD = 32  # inputs come in whole words of packed values
 
 logger = logging.getLogger(__name__)
@@ -73,6 +78,10 @@ class Options:
                 raise ValueError(f"{flag} {value}: should be one of {', '.join(map(str, known))}")
         if not 0 < self.damp < 1:
             raise ValueError(f"--damp {self.damp}: should lie between 0 and 1")
+        if self.seqlen is not None and self.seqlen < 2:
+            raise ValueError(f"--seqlen {self.seqlen}: should be at least 2")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"--seed {self.seed}: should be from 0 to {MAX_SEED:,}")
         if self.samples < 1:
             raise ValueError(f"--samples {self.samples}: should be at least 1")
 
@@ -103,15 +112,17 @@ def quantise(
     corpus = load_corpus(options.calibration, data_dir)
     checkpoint = open_checkpoint(source)
     try:
+        _check_whole(checkpoint, source)
         config = checkpoint.tensors.config
         _check_model(source, config, options, backend)
         python = backend.interpreter(auto_gptq_python)
-        length = options.seqlen or min(DEFAULT_SEQLEN, config.context_length)
+        length = min(DEFAULT_SEQLEN, config.context_length) if options.seqlen is None else options.seqlen
         needed = _needed_bytes(checkpoint, source)
         with (
             new_folder(destination, needed_bytes=needed, force=force) as folder,
             _workspace(destination) as work,
         ):
+            _check_finite(checkpoint.tensors)
             checkpoint.write_tokenizer(work)
             facts = checkpoint.tokenizer
             windows = cut(
@@ -165,6 +176,21 @@ def _check_model(source: Source, config: ModelConfig, options: Options, backend:
         raise ValueError(
             f"--seqlen {options.seqlen}: the model's context is {config.context_length} tokens long"
         )
+
+
+def _check_whole(checkpoint: Checkpoint, source: Source) -> None:
+    """Raise ModelError on a missing tensor, which a library would make up, or a token without a row."""
+    rows = specify(checkpoint.tensors).vocabulary_size
+    padded_vocabulary(checkpoint.tokenizer.tokens, rows, source.path)
+
+
+def _check_finite(tensors: TensorSource) -> None:
+    """Raise ModelError naming a tensor with values that are not numbers, which libraries quantise too."""
+    with block_pool() as pool:
+        for name in tensors.names:
+            weight = whole_weight(tensors, name)
+            for _ in map_blocks(pool, tensors, weight, largest_value, purpose="GPTQ"):
+                pass
 
 
 def _needed_bytes(checkpoint: Checkpoint, source: Source) -> int:

@@ -13,6 +13,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convert.families import FAMILIES
 from convert.gptq_source import GptqSource
 from convert.hf_config import read_config
@@ -82,7 +84,8 @@ def _check(folder: Path, names: dict[str, str], config: ModelConfig) -> None:
                 f"the back-end left {len(left)} of {len(wanted)} matrices as they were, first {left[0]}"
             )
         for name in wanted:
-            source.layer(name)
+            if not np.isfinite(source.layer(name).scales).all():
+                raise ModelError(f"the back-end gave {name} scales that are not finite numbers; raise --damp")
     finally:
         source.close()
 

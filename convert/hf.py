@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.processors import TemplateProcessing
 from tqdm import tqdm
 
-from convert.architectures import Weight
+from convert.architectures import Weight, is_tied, specify
 from convert.card import make_card
 from convert.checkpoint import Checkpoint, open_checkpoint
 from convert.families import FAMILIES
@@ -63,6 +63,7 @@ def convert(
     check_apart(source, destination)
     checkpoint = open_checkpoint(source)
     try:
+        specify(checkpoint.tensors)  # for its checks: every tensor there, and of the configuration's shape
         tensors = under_hf_names(checkpoint.tensors)
         weights = {name: whole_weight(tensors, name) for name in _wanted(tensors)}
         rows = _vocabulary_rows(source, checkpoint, tensors)
@@ -101,12 +102,13 @@ def _vocabulary_rows(source: Source, checkpoint: Checkpoint, tensors: TensorSour
 def _wanted(tensors: TensorSource) -> list[str]:
     """The tensors to write, layer by layer as they are stored; a tied output matrix is written once."""
     output = f"{FAMILIES[tensors.config.architecture].names['hf']['output']}.weight"
+    tied = is_tied(tensors)
     return [
         name
         for name in sorted(tensors.names, key=_layer_first)
         if not name.endswith(_BUFFERS)
         and len(tensors.shape(name)) <= 2  # an attention mask, in older files
-        and not (name == output and tensors.config.tied)
+        and not (name == output and tied)
     ]
 
 
@@ -140,7 +142,10 @@ def _write_settings(
         config = Record.read(base.path / "config.json").values
         for key in ("dtype", "quantization_config"):
             config.pop(key, None)
-        _write_json(folder / "config.json", config | {"torch_dtype": dtype})
+        config |= {"torch_dtype": dtype}
+        if tensors.config.tied and not is_tied(tensors):  # what it says, and what its files hold
+            config["tie_word_embeddings"] = False
+        _write_json(folder / "config.json", config)
         tokenizer = source.path if own_tokenizer else base.path
         for name in _COPIED:
             place = (tokenizer if name in _TOKENIZER_FILES else base.path) / name

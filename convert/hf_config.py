@@ -18,6 +18,9 @@ ARCHITECTURES = {
     "gpt_bigcode": "starcoder",
     "starcoder2": "starcoder2",
 }
+_ATTENTION = ("q", "k", "v", "o")
+_BIGCODE_BIASED = frozenset(("qkv", "o", "up", "down"))
+_MISTRAL_WINDOW = 4096  # what a config.json without the key means
 _WINDOWED = ("mistral", "phi3", "starcoder2")  # where sliding_window counts without a switch of its own
 
 
@@ -49,6 +52,10 @@ def refuse_quantised(record: Record) -> None:
 def _bigcode_config(record: Record) -> ModelConfig:
     heads, hidden = record.count("n_head", most=MAX_HEADS), record.count("n_embd")
     multi_query = record.flag("multi_query", True)
+    if not record.flag("scale_attn_weights", True):
+        raise ModelError(
+            f"{record.path}: attention scores that are not scaled (scale_attn_weights) can't be converted"
+        )
     return ModelConfig(
         architecture="starcoder",
         naming="hf",
@@ -63,6 +70,7 @@ def _bigcode_config(record: Record) -> ModelConfig:
         activation=record.text("activation_function", "gelu_pytorch_tanh"),
         tied=record.flag("tie_word_embeddings", True),
         multi_query=multi_query,
+        biased=_BIGCODE_BIASED,
     )
 
 
@@ -75,9 +83,10 @@ def _rotary_config(record: Record, model_type: str) -> ModelConfig:
     )
     head_dim = record.count("head_dim", 128 if model_type == "qwen3" else hidden // heads)
     context_length = record.count("max_position_embeddings")
-    # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling.
-    rope = record.record("rope_parameters")
-    scaling = rope if rope.values else record.record("rope_scaling")
+    # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling. Where both stand, the
+    # latter counts: it is what vendors tell people to add.
+    rope = record.record("rope_scaling")
+    scaling = rope if rope.values else record.record("rope_parameters")
     theta = scaling.number("rope_theta", record.number("rope_theta", 10_000.0))
     partial = scaling.number("partial_rotary_factor", record.number("partial_rotary_factor", 1.0))
     if partial != 1.0:
@@ -100,12 +109,33 @@ def _rotary_config(record: Record, model_type: str) -> ModelConfig:
         context_length=context_length,
         norm_epsilon=record.number("norm_epsilon", 1e-5)
         if starcoder2
-        else record.number("rms_norm_eps", 1e-6),
+        else record.number("rms_norm_eps", 1e-5 if model_type == "phi3" else 1e-6),
         activation=record.text("hidden_act", "gelu_pytorch_tanh" if starcoder2 else "silu"),
         rope_theta=theta,
         rope_scaling=read_rope_scaling(
             scaling, head_dim=head_dim, theta=theta, context_length=context_length
         ),
-        sliding_window=record.optional_count("sliding_window") if windowed else None,
+        sliding_window=_window(record, model_type) if windowed else None,
         tied=record.flag("tie_word_embeddings", starcoder2),
+        biased=_biased(record, model_type),
     )
+
+
+def _window(record: Record, model_type: str) -> int | None:
+    if model_type == "mistral" and "sliding_window" not in record.values:
+        return _MISTRAL_WINDOW
+    return record.optional_count("sliding_window")
+
+
+def _biased(record: Record, model_type: str) -> frozenset[str]:
+    """Roles of the linear layers that have a bias, as transformers' models of this type make them."""
+    found: set[str] = set()
+    if model_type == "qwen2":
+        found |= {"q", "k", "v"}
+    if model_type == "starcoder2" and record.flag("use_bias", True):
+        found |= {*_ATTENTION, "up", "down"}
+    if model_type in ("llama", "qwen3") and record.flag("attention_bias", False):
+        found |= set(_ATTENTION)
+    if model_type == "llama" and record.flag("mlp_bias", False):
+        found |= {"gate", "up", "down"}
+    return frozenset(found)

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.records import is_text
 from rrtf_serve.models.source import Source
 
 _LOCK = ".lock"
@@ -18,7 +19,11 @@ _SPARE_BYTES = 16 << 20  # left free on the disk after the folder
 
 
 def check_apart(source: Source, destination: Path) -> None:
-    """Raises ModelError where `destination` is, holds or lies in what it would be made from."""
+    """Raises ModelError where `destination` is, holds or lies in what it would be made from, and on names
+    that are not UTF-8, which neither a card nor the libraries can hold."""
+    for named in (source.path, destination):
+        if not is_text(str(named.absolute())):
+            raise ModelError(f"{named}: its name is not UTF-8; rename it, or take another folder")
     target = destination.resolve()
     for place in (source.path, *((source.base.path,) if source.base else ())):
         folder = place.resolve()
@@ -44,11 +49,14 @@ def new_folder(destination: Path, *, needed_bytes: int, force: bool) -> Iterator
         # The lock lies in the temporary folder and moves with it, so that nothing is left beside the result.
         with FileLock(temporary / _LOCK, timeout=0):
             try:
+                if replaced.exists() and not os.path.lexists(destination):
+                    replaced.rename(destination)  # a run with --force was killed between its two renames
                 _check_destination(destination, force=force)
                 _clear(temporary)
                 _check_space(parent, needed_bytes)
                 yield temporary
                 _sync(temporary)
+                _check_destination(destination, force=force)  # hours may have passed
                 if destination.exists():
                     _remove(replaced)
                     destination.rename(replaced)
@@ -93,7 +101,9 @@ def _check_space(parent: Path, needed_bytes: int) -> None:
 
 def _clear(temporary: Path) -> None:
     for path in temporary.iterdir():
-        if path.name != _LOCK:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
             path.unlink()
 
 

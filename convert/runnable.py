@@ -7,6 +7,7 @@ written as float32 into a scratch folder first, which changes no weight, so that
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,3 +184,5 @@ def loaded(
         del generator
         gc.collect()
         trim_memory()
+        if source.kind is not Kind.CT2:
+            shutil.rmtree(folder)  # gigabytes, and the next model goes to the same place

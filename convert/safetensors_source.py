@@ -20,6 +20,7 @@ from convert.sources import DataFile, FloatArray, ModelConfig, StoredType, missi
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.records import Record
 
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the format's own limit, bytes
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _STORED: dict[str, StoredType] = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -146,11 +147,13 @@ class SafetensorsSource:
         return self._places[name].entries[name]
 
     def _open(self) -> None:
-        index = self.path / "model.safetensors.index.json"
-        single = self.path / "model.safetensors"
+        index = self.path / _INDEX
+        single = self.path / _SINGLE
+        # A single file comes before an index, as for transformers: shards beside it are an older save's.
+        sharded = index.is_file() and not single.is_file()
         if not single.is_file() and len(found := list(self.path.glob("*.safetensors"))) == 1:
             single = found[0]  # AutoGPTQ names the file after its settings
-        if index.is_file():
+        if sharded:
             weight_map = Record.read(index).record("weight_map").values
             for name, shard in weight_map.items():
                 if not isinstance(shard, str) or Path(shard).name != shard:
@@ -187,13 +190,13 @@ class SafetensorsSource:
 
 
 def safetensors_files(folder: Path) -> list[SafetensorsFile]:
-    """The weight files of a folder, opened: the shards that its index names, or the single file.
+    """The weight files of a folder, opened: the single file, or the shards that its index names.
 
     Raises ModelError on one that is absent, damaged or cut short.
     """
-    index = folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
+    index = folder / _INDEX
+    names = {_SINGLE}
+    if index.is_file() and not (folder / _SINGLE).is_file():
         names = {str(name) for name in Record.read(index).record("weight_map").values.values()}
     if any(Path(name).name != name for name in names):
         raise ModelError(f"{index}: names files outside the folder")

@@ -47,6 +47,8 @@ class ModelConfig:
     sliding_window: int | None = None
     tied: bool | None = None  # None: the source doesn't say; decided from the tensors
     multi_query: bool = False
+    # Roles of the linear layers that have a bias; None: the source doesn't say, those have one that is there.
+    biased: frozenset[str] | None = None
 
 
 class TensorSource(Protocol):

@@ -39,6 +39,7 @@ _FIXED_MEMORY = 300 << 20  # interpreter, libraries, tokenizers and CTranslate2'
 _OUTPUTS = 3
 # More than any known code model's; the true size is known only once the model is read.
 _VOCABULARY = 200_000
+_MOST_THREADS = 1024
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,12 @@ class Options:
         for flag, value in (("--prompts", self.prompts), ("--continuation", self.continuation)):
             if value < 1:
                 raise ValueError(f"{flag} is {value}; it must be at least 1")
+        if not 0 <= self.threads <= _MOST_THREADS:
+            raise ValueError(f"--threads is {self.threads}; it must be from 0 to {_MOST_THREADS}")
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}; it must be at least 0")
+        if self.scratch is not None and not self.scratch.is_dir():
+            raise ValueError(f"--scratch {self.scratch}: no such folder")
         if self.device not in DEVICES:
             raise ValueError(f"--device {self.device!r} is unknown; known: {', '.join(DEVICES)}")
         if self.reference_quantization not in QUANTIZATIONS:

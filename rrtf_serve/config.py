@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rrtf_serve.engine.torch import DTYPES
+from rrtf_serve.engine.torch import DTYPES, OUTPUT_BITS
 from rrtf_serve.models import catalog
 from rrtf_serve.models.folder import QUANTIZATIONS
 
@@ -34,6 +34,7 @@ class ServeConfig:
     kv_cache_tokens: int | None = (
         None  # of torch, kept for later requests; None: see TorchEngine, 0: no reuse
     )
+    output_bits: int | None = None  # of torch's output matrix on a CPU: 16, 8, 4; None: see TorchEngine
     threads: int = 0  # 0: as many as there are cores
     context_length: int | None = None  # tokens; None: what the model says
     family: str | None = None  # prompt family; None: what the model says
@@ -61,6 +62,9 @@ class ServeConfig:
             raise ValueError(f"--kv-dtype {self.kv_dtype}: must be one of {', '.join(DTYPES)}")
         if self.kv_cache_tokens is not None and self.kv_cache_tokens < 0:
             raise ValueError(f"--kv-cache-tokens must be 0 (no reuse) or more, not {self.kv_cache_tokens}")
+        if self.output_bits not in (None, *OUTPUT_BITS):
+            known = ", ".join(map(str, OUTPUT_BITS))
+            raise ValueError(f"--output-bits {self.output_bits}: must be one of {known}")
         if self.context_length is not None and self.context_length < 2:
             raise ValueError(f"--context-length must be at least 2, not {self.context_length}")
         if not 0 <= self.drain_seconds <= 86_400:  # written so that NaN fails it

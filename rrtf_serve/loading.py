@@ -35,6 +35,8 @@ def load_engine(
     if engine_of(config, source.kind) == "ct2":
         if config.dtype != "auto":
             raise ValueError("--dtype goes with --engine torch; for ct2 give --compute-type")
+        if config.output_bits is not None:
+            raise ValueError("--output-bits goes with --engine torch; ct2 stores what --quantization says")
         if config.kv_dtype != "auto" or config.kv_cache_tokens:
             flag = "--kv-dtype" if config.kv_dtype != "auto" else "--kv-cache-tokens"
             raise ValueError(f"{flag} goes with --engine torch; CTranslate2 keeps its own cache")
@@ -63,6 +65,7 @@ def load_engine(
         dtype=config.dtype,
         kv_dtype=config.kv_dtype,
         kv_cache_tokens=config.kv_cache_tokens,
+        output_bits=config.output_bits,
         threads=config.threads,
         max_batch=config.max_batch,
     )

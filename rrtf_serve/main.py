@@ -211,6 +211,11 @@ def _parser() -> argparse.ArgumentParser:
         help="torch: tokens of ended requests kept, so that prompts that begin alike are not read again; 0: "
         "none (default: 16384, or what 512 MiB hold)",
     )
+    option(
+        "--output-bits",
+        type=int,
+        help="torch on a CPU: bits of the output matrix: 16, 8, 4 (default: 8 for quantised models, else 16)",
+    )
     option("--threads", type=int, help="CPU threads per batch; 0: one per core (default: 0)")
     option(
         "--context-length", type=int, help="tokens of prompt and completion together (default: the model's)"

@@ -35,14 +35,26 @@ def prepare_source(config: ServeConfig) -> Source:
     Hugging Face or GPTQ one. Raises ModelError."""
     store = Store()
     source = store.fetch(config.model, revision=config.revision)
-    if engine_of(config, source.kind) == "torch" or source.kind is Kind.CT2:
+    if engine_of(config, source.kind) == "torch":
+        if source.kind in (Kind.HF, Kind.GPTQ):
+            return source
+        # A GGUF file, or an adapter with its base.
+        dtype = config.dtype if config.dtype in ("float32", "float16") else "bfloat16"
+        return _converted(store, source, Kind.HF, f"hf-{dtype}", {"dtype": dtype})
+    if source.kind is Kind.CT2:
         return source
-    folder = store.converted(source, config.quantization)
+    options = {"quantization": config.quantization}
+    return _converted(store, source, Kind.CT2, config.quantization, options)
+
+
+def _converted(store: Store, source: Source, kind: Kind, label: str, options: dict[str, str]) -> Source:
+    """The conversion that goes by `label` in the store, made where it is not there yet."""
+    folder = store.converted(source, label)
     if not folder.is_dir():
         with store.lock(folder.name):
             if not folder.is_dir():  # another process may have made it while this one waited
-                _convert_apart(source, folder, config.quantization)
-    return replace(source, path=folder, kind=Kind.CT2)
+                _convert_apart(source, folder, "ct2" if kind is Kind.CT2 else "hf", options)
+    return replace(source, path=folder, kind=kind, base=None)
 
 
 def engine_of(config: ServeConfig, kind: Kind) -> str:
@@ -54,24 +66,24 @@ def engine_of(config: ServeConfig, kind: Kind) -> str:
             f"{config.model}: CTranslate2 can't run GPTQ checkpoints; take --engine torch, or the model "
             "it was made from"
         )
-    if config.engine == "torch" and kind not in (Kind.HF, Kind.GPTQ):
+    if config.engine == "torch" and kind is Kind.CT2:
         raise ModelError(
-            f"{config.model}: the torch engine runs Hugging Face folders of safetensors and GPTQ ones, not a "
-            f"{kind} model; make such a folder with rrtf-convert (see rrtf-convert --help), or leave out "
-            "--engine torch"
+            f"{config.model}: is a {kind} folder, which the torch engine can't run; name the model it was "
+            "made from, or leave out --engine torch"
         )
     return config.engine
 
 
-def _convert_apart(source: Source, folder: Path, quantization: str) -> None:
+def _convert_apart(source: Source, folder: Path, converter: str, options: dict[str, str]) -> None:
     """Convert in a process of its own, so that the server never carries the conversion's memory."""
-    log.info("converting %s to CTranslate2 %s, once", source.name, quantization)
+    what = "CTranslate2" if converter == "ct2" else "a Hugging Face folder"
+    log.info("converting %s to %s (%s), once", source.name, what, *options.values())
     # spawn: a fork would inherit threads of whatever was imported so far.
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     # The worker holds the reading end: this process's end, however that comes, is to it the end of the file.
     far_lifeline, lifeline = context.Pipe(duplex=False)
-    worker = context.Process(target=_convert, args=(source, folder, quantization, sender, far_lifeline))
+    worker = context.Process(target=_convert, args=(source, folder, converter, options, sender, far_lifeline))
     worker.start()
     sender.close()
     far_lifeline.close()
@@ -88,7 +100,12 @@ def _convert_apart(source: Source, folder: Path, quantization: str) -> None:
 
 
 def _convert(
-    source: Source, folder: Path, quantization: str, sender: Connection, lifeline: Connection
+    source: Source,
+    folder: Path,
+    converter: str,
+    options: dict[str, str],
+    sender: Connection,
+    lifeline: Connection,
 ) -> None:
     """The worker's whole life. Its answer: the error's text, or "" where all went well."""
     # Ctrl-C reaches the whole process group; the parent decides and lets go of the lifeline.
@@ -98,7 +115,7 @@ def _convert(
     # ctranslate2.specs imports torch where it is installed: seconds and 500 MB that nothing here uses.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # None makes `import torch` fail
     try:
-        find_part("rrtf_serve.converters", "ct2")(source, folder, quantization=quantization)
+        find_part("rrtf_serve.converters", converter)(source, folder, **options)
     except (ModelError, OSError, ValueError) as error:
         sender.send(str(error))
     except KeyboardInterrupt:

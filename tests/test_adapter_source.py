@@ -77,29 +77,21 @@ def test_a_merged_adapter_equals_pefts_own_merge(
             assert np.abs(base.rows(name, 0, 8) - found[name][:8]).max() > 1e-3
 
 
-def test_an_adapter_for_transposed_weights(tmp_path: Path, llama: Path) -> None:
-    """fan_in_fan_out: the base keeps (in, out), so the change is added transposed."""
-    from safetensors.numpy import load_file, save_file
-
-    write_adapter(llama, tmp_path, ["down_proj"], r=2)
-    file, name = tmp_path / "adapter_model.safetensors", "model.layers.0.mlp.down_proj.weight"
-    tensors = load_file(file)
-    a, b = (
-        next(value for key, value in tensors.items() if f"layers.0.mlp.down_proj.lora_{side}" in key)
-        for side in "AB"
-    )
-    # The tiny model keeps (32, 64); read as transposed weights those are 64 outputs of 32 inputs.
-    swapped = {
-        key: (np.ascontiguousarray(b.T) if "lora_A" in key else np.ascontiguousarray(a.T))
-        for key in tensors
-        if "layers.0." in key
-    }
-    save_file(swapped, file)
+def test_fan_in_fan_out_means_nothing_for_linear_layers(tmp_path: Path, llama: Path) -> None:
+    """PEFT takes it back for torch.nn.Linear, which every family here is made of."""
+    merged = write_adapter(llama, tmp_path, ["q_proj"], r=2)
     config = json.loads((tmp_path / "adapter_config.json").read_text("utf-8")) | {"fan_in_fan_out": True}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    name = "model.layers.0.self_attn.q_proj.weight"
     with closing(AdapterSource(tmp_path, SafetensorsSource(llama))) as source:
-        change = source.rows(name, 4, 9) - source.base.rows(name, 4, 9)
-    np.testing.assert_allclose(change, (8 / 2 * (b @ a))[4:9], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(source.rows(name, 4, 9), merged[name][4:9], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("beginning", ["pissa", "olora", "pissa_niter_4"])
+def test_an_adapter_that_changed_its_base_too_is_refused(llama: Path, tmp_path: Path, beginning: str) -> None:
+    write_adapter(llama, tmp_path, ["q_proj"], r=2, init_lora_weights=beginning)
+    with closing(SafetensorsSource(llama)) as base, pytest.raises(ModelError, match=f"'{beginning}' changed"):
+        AdapterSource(tmp_path, base)
 
 
 @pytest.mark.parametrize(

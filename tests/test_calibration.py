@@ -101,6 +101,22 @@ def test_files(tmp_path: Path) -> None:
         ('{"task_id": "HumanEval/3", "completion": "x"}', "HumanEval/3 is evaluation data"),
         ('{"task_id": "Mbpp/11", "code": "x"}', "Mbpp/11 is evaluation data"),
         ('{"task_id": "Mbpp/600", "code": "x"}', "Mbpp/600 is evaluation data"),
+        ('{"task_id": "MbppEval/11", "code": "x"}', "MbppEval/11 is evaluation data"),
+        (
+            '{"task_id": 11, "text": "a task", "code": "x", "test_list": ["a"]}',
+            "MBPP's problem 11 is evaluation",
+        ),
+        (
+            '{"task_id": 11, "prompt": "a task", "code": "x", "test": ["a"]}',
+            "MBPP's problem 11 is evaluation",
+        ),
+        (
+            '{"task_id": "SingleLineInfilling/HumanEval/0/L0", "completion": "x"}',
+            "HumanEval/0/L0 is evaluation",
+        ),
+        ('{"name": "HumanEval_0_has_close_elements", "text": "x"}', "HumanEval_0_has_close_elements is"),
+        ('{"name": "mbpp_11_remove_Occ", "text": "x"}', "mbpp_11_remove_Occ is evaluation data"),
+        ('{"task_id": "two-sum", "completion": "x", "meta": {"question_id": 1}}', "two-sum .* is evaluation"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, content: str, reason: str) -> None:
@@ -108,6 +124,12 @@ def test_bad_files_are_named(tmp_path: Path, content: str, reason: str) -> None:
     path.write_text(content, "utf-8")
     with pytest.raises(ValueError, match=reason):
         load_corpus(str(path))
+
+
+def test_a_file_of_json_as_a_whole_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sanitized.json").write_text('[{"task_id": 11, "code": "x"}]', "utf-8")
+    with pytest.raises(ValueError, match="JSON as a whole; write one object per line"):
+        load_corpus(str(tmp_path / "sanitized.json"))
 
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:

@@ -131,6 +131,30 @@ def test_damage_leaves_nothing_and_is_named(gpt2: Path, tmp_path: Path) -> None:
     [
         ({"model_type": "gemma2"}, "'gemma2' can't be converted: .*soft capping"),
         ({"model_type": "falcon", "alibi": True}, "falcon model with alibi true can't be converted"),
+        ({"scale_attn_weights": False}, "gpt2 model with scale_attn_weights false can't be converted"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx true can't"),
+        (
+            {"model_type": "bloom", "apply_residual_connection_post_layernorm": True},
+            "post_layernorm true can't",
+        ),
+        ({"model_type": "falcon", "rope_theta": 500.0}, "rope_theta 500.0 can't be converted"),
+        ({"model_type": "falcon", "activation": "relu"}, 'activation "relu" can\'t be converted'),
+        ({"model_type": "gemma", "rope_parameters": {"rope_type": "linear"}}, 'rope_type "linear" can\'t'),
+        ({"model_type": "phi", "rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling .* can't"),
+        ({"model_type": "mpt", "attn_config": {"clip_qkv": 6.0}}, r"attn_config\.clip_qkv 6\.0 can't"),
+        ({"model_type": "mpt", "tie_word_embeddings": False}, "tie_word_embeddings false can't"),
+        ({"model_type": "gemma3_text", "final_logit_softcapping": 3.0}, "final_logit_softcapping 3.0 can't"),
+        (
+            {"model_type": "gemma3_text", "query_pre_attn_scalar": 168, "head_dim": 128},
+            "query_pre_attn_scalar 168 and head_dim 128 can't",
+        ),
+        (
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}},
+            },
+            r"rope_parameters\.full_attention\.rope_type \"linear\" can't",
+        ),
         ({"quantization_config": {"quant_method": "awq"}}, r"quantised already \(awq\)"),
         ({"model_type": "t5"}, "'t5' can't be converted; known: gpt_bigcode, .*bloom, codegen"),
     ],
@@ -145,6 +169,28 @@ def test_what_would_come_out_wrong_is_refused(
     (folder / "config.json").write_text(json.dumps(config | changes), "utf-8")
     with pytest.raises(ModelError, match=message):
         convert(hf(folder), tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [("missing", "is missing"), ("not finite", "holds values that are not finite numbers")],
+)
+def test_a_tensor_that_transformers_would_make_up_or_pass_on_is_named(
+    tmp_path: Path, damage: str, reason: str
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder, name = write_foreign(tmp_path / "model", *CONFIGS["gpt2"]), "transformer.h.1.mlp.c_fc.weight"
+    tensors = load_file(folder / "model.safetensors")
+    if damage == "missing":
+        del tensors[name]
+    else:
+        tensors[name][0, 0] = torch.nan
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"tensor {name} {reason}"):
+        convert(hf(folder), tmp_path / "out", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_other_commands_say_which_one_takes_it(

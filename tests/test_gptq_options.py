@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from tiny_gptq import write_packable
-from tiny_models import write_hf
+from tiny_models import write_hf, write_tokenizer
 
 from convert import gptq_backends
 from convert.cli import main
 from convert.gptq import Options, quantise
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.source import Source
+from rrtf_serve.models.source import Kind, Source
 from rrtf_serve.models.store import Store
 
 
@@ -41,6 +41,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
         ),
         ({"damp": 0.0}, "--damp 0.0: should lie between 0 and 1"),
         ({"samples": 0}, "--samples 0"),
+        ({"seqlen": 0}, "--seqlen 0: should be at least 2"),
+        ({"seed": -1}, "--seed -1: should be from 0 to 4,294,967,295"),
+        ({"seed": 1 << 32}, "--seed 4294967296"),
     ],
 )
 def test_values_that_make_no_sense_name_the_flag(options: dict[str, Any], reason: str) -> None:
@@ -108,6 +111,36 @@ def test_auto_gptq_needs_its_environment_and_a_cuda_device(
     stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)
     assert "quantises on a CUDA device only, and none is seen here" in refusal(stand_in)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("missing", r"model\.layers\.1\.mlp\.up_proj\.weight is missing"),
+        ("not finite", r"model\.layers\.1\.mlp\.up_proj\.weight holds values that are not finite"),
+        ("tokenizer", "the tokenizer has 130 tokens, the embedding 128 rows"),
+    ],
+)
+def test_a_damaged_model_is_refused_before_a_library_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, reason: str
+) -> None:
+    """They make up what is missing, and quantise what is no number."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setattr(gptq_backends.importlib.util, "find_spec", lambda name: name)  # as if it were there
+    folder, name = write_packable(tmp_path / "model", "llama"), "model.layers.1.mlp.up_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    if damage == "missing":
+        del tensors[name]
+    elif damage == "not finite":
+        tensors[name][0, 0] = torch.nan
+    else:
+        write_tokenizer(folder, 130)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=reason):
+        quantise(Source(folder, Kind.HF, "m"), tmp_path / "out", Options(group_size=32, samples=2, seqlen=32))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

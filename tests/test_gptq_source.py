@@ -13,9 +13,10 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import write_hf
 
 from convert.ct2 import convert
-from convert.gptq_source import GptqSource, unpack
+from convert.gptq_source import GptqSource
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import read_card
+from rrtf_serve.models.gptq import unpack
 from rrtf_serve.models.source import Kind
 from rrtf_serve.models.store import Store
 

@@ -13,12 +13,16 @@ import pytest
 from tiny_models import write_hf
 
 from convert import ct2, hf
+from convert.output import new_folder
+from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.source import Kind, Source
 
 _LOOP = """
 import sys
 from pathlib import Path
 from convert import ct2, hf
+from convert.output import new_folder
+from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.source import Kind, Source
 source, folder = Source(Path(sys.argv[2]), Kind.HF, "m"), Path(sys.argv[3])
 convert = {"ct2": ct2, "hf": hf}[sys.argv[1]].convert
@@ -58,3 +62,33 @@ def test_killed_at_random_moments_a_folder_is_complete_or_absent(command: str, t
         assert contents(parent / "out") == whole
         assert {path.name for path in parent.iterdir()} == {"first", "out"}
     assert found, "no kill came after a first folder: the test sees nothing"
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ModelError, match="exists already"),
+        new_folder(tmp_path / "out", needed_bytes=0, force=False),
+    ):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes").touch()
+    assert contents(tmp_path / "out") == {"notes": b""}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_run_killed_between_its_renames_put_aside_comes_back(tmp_path: Path) -> None:
+    aside, left = tmp_path / ".out.replaced", tmp_path / ".out.incomplete"
+    for folder in (aside, left, left / "subfolder"):
+        folder.mkdir()
+    (aside / "model.bin").write_bytes(b"old")
+    with (
+        pytest.raises(ModelError, match="exists already"),
+        new_folder(tmp_path / "out", needed_bytes=0, force=False),
+    ):
+        pass
+    assert contents(tmp_path / "out") == {"model.bin": b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    left.mkdir()
+    (left / "subfolder").mkdir()
+    with new_folder(tmp_path / "out", needed_bytes=0, force=True) as folder:
+        (folder / "model.bin").write_bytes(b"new")
+    assert contents(tmp_path / "out") == {"model.bin": b"new"}

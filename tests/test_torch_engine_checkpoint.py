@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from engine_rows import GREEDY, answers
 from live import rrtf_serve
 from safetensors.torch import load_file, save_file
 from test_main import ask
-from tiny_models import VOCABULARY, write_hf
+from tiny_models import VOCABULARY, write_gguf, write_hf
 
 from benchmarks.cli import main as bench
 from rrtf_serve.config import ServeConfig
+from rrtf_serve.engine.protocol import Request
 from rrtf_serve.engine.torch import checkpoint
+from rrtf_serve.engine.torch.decoder import Decoder
 from rrtf_serve.engine.torch.engine import TorchEngine
 from rrtf_serve.loading import describe_source, load_engine
 from rrtf_serve.models.errors import ModelError
@@ -48,7 +51,7 @@ def test_the_type_is_the_stored_one_unless_another_is_asked_for(folder: Path) ->
         model = checkpoint.load(folder, device=CPU, dtype=asked)
         assert {parameter.dtype for parameter in model.parameters()} == {given}
     stored = (folder / "model.safetensors").stat().st_size
-    assert checkpoint.weights_bytes(checkpoint.load(folder, device=CPU, dtype="auto")) < stored
+    assert Decoder(checkpoint.load(folder, device=CPU, dtype="auto")).weights_bytes < stored
     assert checkpoint.pick_dtype("auto", "float16", CPU) is torch.bfloat16
     assert checkpoint.pick_dtype("auto", "float16", torch.device("cuda")) is torch.float16
     assert checkpoint.pick_dtype("auto", "", CPU) is torch.float32
@@ -172,13 +175,32 @@ def test_what_is_kept_of_keys_and_values_can_be_chosen(
             TorchEngine(folder, context_length=64, **options)
 
 
-def test_a_gguf_file_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    path.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(
-        ModelError, match="runs Hugging Face folders of safetensors and GPTQ ones, not a gguf"
-    ):
-        prepare_source(ServeConfig(model=str(path), engine="torch"))
+def test_a_gguf_file_is_made_a_hugging_face_folder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RRTF_HOME", str(tmp_path / "home"))
+    original = write_hf(tmp_path / "original", "qwen2")
+    file = write_gguf(tmp_path / "m.gguf", original)
+    config = ServeConfig(model=str(file), engine="torch", dtype="float32", threads=1)
+    source = prepare_source(config)
+    assert source.kind is Kind.HF
+    made = source.path.stat().st_mtime_ns
+    assert prepare_source(config).path.stat().st_mtime_ns == made
+    wanted = TorchEngine(original, context_length=64, device="cpu", dtype="float32", threads=1)
+    engine = load_engine(config, source, describe_source(config, source))
+    request = Request((5, 6, 7), 20, frozenset(), GREEDY)
+    assert answers(engine, [request]) == answers(wanted, [request])
+    engine.close()
+    wanted.close()
+
+
+def test_a_folder_that_only_the_other_engine_runs_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "ct2"
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(b"")
+    (folder / "config.json").write_text("{}", "utf-8")
+    with pytest.raises(ModelError, match="is a ctranslate2 folder, which the torch engine can't run"):
+        prepare_source(ServeConfig(model=str(folder), engine="torch"))
 
 
 def test_without_torch_the_error_says_what_to_install(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -288,3 +290,35 @@ def test_a_gptq_folder_is_measured_by_its_exact_weights(
     assert [each.variant for each in found] == ["gptq-4bit", ""]
     assert found[0].record["weights"] == "exact, written as float32"
     assert found[0].parity.mean_kl.value > 0.001
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"threads": -1}, "--threads is -1; it must be from 0 to 1024"),
+        ({"threads": 100_000}, "--threads is 100000"),  # CTranslate2 crashes
+        ({"seed": -1}, "--seed is -1; it must be at least 0"),
+        ({"scratch": Path("/no/such/folder")}, "--scratch /no/such/folder: no such folder"),
+    ],
+)
+def test_values_that_would_fail_late_are_refused_at_once(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Options(**options)
+
+
+def test_a_card_that_cannot_be_written_is_said(
+    source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = convert_ct2(source, tmp_path / "int8", quantization="int8", progress=False)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "rrtf.json"))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["verify", str(source.path), str(folder), *FLAGS]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    card = read_card(folder)
+    assert card is not None and card.parity is None

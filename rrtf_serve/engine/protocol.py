@@ -98,6 +98,7 @@ class Capabilities:
     min_p: bool = False
     admission: bool = False  # a request can join a running batch, see AdmittingBatch
     mixed_sampling: bool = False  # rows of one batch may differ in their sampling
+    independent_rows: bool = False  # no token of a row depends on what else is in its batch, or was before
     max_batch_tokens: int = 16_384  # prompts and completions of all rows that run at once
     prompt_spread: int | None = None  # tokens by which prompts may differ and still run at once; None: any
 

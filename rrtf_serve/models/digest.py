@@ -49,7 +49,7 @@ class Verified:
         return sha256
 
     def _marker(self, path: Path) -> Path:
-        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+        name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
         return self.folder / f"{name}.json"
 
 

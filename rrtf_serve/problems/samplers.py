@@ -25,7 +25,9 @@ from rrtf_serve.problems.prompts import Prompt
 RETRIES = 6
 _RETRIED = {408, 429, 500, 502, 503, 504}
 # What of an engine's own description may move a greedy answer; the rest of it follows from these.
-_MOVING = ("engine", "device", "compute_type", "dtype", "threads")
+_MOVING = ("engine", "device", "compute_type", "dtype", "kv_dtype", "kernels", "threads")
+# Requests that wait in an engine for each row that it decodes at once.
+_WAITING = 64
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +140,7 @@ class EngineSampler:
         # In float32, and among prompts of one length, no answer depends on its batch.
         return (
             kept
-            if arithmetic == "float32" or spread == 0
+            if arithmetic == "float32" or spread == 0 or self._engine.capabilities.independent_rows
             else kept | {"batch": self._batch, "prompt_spread": spread}
         )
 
@@ -151,8 +153,13 @@ class EngineSampler:
     ) -> Iterator[tuple[int, Response]]:
         encoded = [self._encode(ask.prompt) for ask in asks]
         order = sorted(range(len(asks)), key=lambda at: (len(encoded[at][0]), at))
-        for start in range(0, len(order), self._batch):
-            rows = order[start : start + self._batch]
+        size = self._batch
+        if self._engine.capabilities.independent_rows:
+            # Then the engine has more to choose from: a row enters as another leaves.
+            order = [at for at in order if at not in done]
+            size *= _WAITING
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
             if done and all(at in done for at in rows):
                 continue
             for at, response in self._run(rows, [asks[row].index for row in rows], encoded, decoding):

@@ -17,7 +17,7 @@ from torch import Tensor
 from rrtf_serve.engine.checks import check_request
 from rrtf_serve.engine.protocol import Capabilities, Delta, EngineError, Request, RowsFailed
 from rrtf_serve.engine.torch.choice import choose, logprobs
-from rrtf_serve.engine.torch.decoder import Decoder
+from rrtf_serve.engine.torch.opening import AnyDecoder
 from rrtf_serve.engine.torch.rows import Row, new_row
 from rrtf_serve.engine.torch.shelf import Shelf
 
@@ -33,12 +33,12 @@ _PASS_TOKENS = 64
 class Loaded:
     """Holds the one reference to the decoder and its slots, and keeps those who use them apart."""
 
-    def __init__(self, decoder: Decoder, shelf: Shelf) -> None:
-        self._parts: tuple[Decoder, Shelf] | None = (decoder, shelf)
+    def __init__(self, decoder: AnyDecoder, shelf: Shelf) -> None:
+        self._parts: tuple[AnyDecoder, Shelf] | None = (decoder, shelf)
         self.lock = threading.Lock()  # held while the decoder or the shelf is used
         self.running: weakref.WeakSet[TorchBatch] = weakref.WeakSet()
 
-    def get(self) -> tuple[Decoder, Shelf]:
+    def get(self) -> tuple[AnyDecoder, Shelf]:
         if self._parts is None:
             raise EngineError("the engine is closed")
         return self._parts

@@ -76,21 +76,15 @@ def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
         else:
             raise ModelError(f"{folder}: a {kind} folder; the torch engine reads Hugging Face folders")
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _too_large(folder, device, wanted) from error
+        raise too_large(folder, device, wanted) from error
     except (OSError, ValueError, KeyError, AssertionError, SafetensorError) as error:
         raise ModelError(f"{folder}: can't be loaded ({error})") from error
     except RuntimeError as error:
         if "alloc" in str(error):
-            raise _too_large(folder, device, wanted) from error
+            raise too_large(folder, device, wanted) from error
         raise ModelError(f"{folder}: can't be loaded ({error})") from error
     model.set_attn_implementation(attention.NAME)
     return model.eval()
-
-
-def weights_bytes(model: Any) -> int:
-    """Bytes of parameters and buffers, a tied matrix counted once."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
 def _load_plain(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
@@ -168,7 +162,8 @@ def _groups_are_whole(folder: Path) -> bool:
     return isinstance(group, int) and (group < 1 or all(width % group == 0 for width in widths))
 
 
-def _too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> ModelError:
+def too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> ModelError:
+    """The error that says what does not fit, and what would."""
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return ModelError(
         f"{folder}: does not fit into the memory of this machine's {device.type} (its files hold "

@@ -20,7 +20,7 @@ class Decoder:
     To be called in inference mode, by one thread at a time.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, kernels: str = "torch") -> None:
         self._body = model.base_model
         self._head = model.get_output_embeddings()
         config = model.config
@@ -28,7 +28,11 @@ class Decoder:
             self._head.weight.shape[0] if hasattr(self._head, "weight") else config.vocab_size
         )
         weight = model.get_input_embeddings().weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device: torch.device = weight.device
+        self.dtype: torch.dtype = weight.dtype
+        self.kernels = kernels
+        self.independent_rows = self.dtype == torch.float32
+        self.weights_bytes = _weights_bytes(model)
         heads = config.num_attention_heads
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         self._layers = config.num_hidden_layers
@@ -79,3 +83,9 @@ class Decoder:
         """[n, hidden] -> float32 [n, V]."""
         logits: Tensor = self._head(hidden)
         return logits.float()
+
+
+def _weights_bytes(model: Any) -> int:
+    """Bytes of parameters and buffers, a tied matrix counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

@@ -4,8 +4,11 @@ Covered: plain and GPTQ folders, CPU and CUDA, options per row (seeds, penalties
 that join and leave a running batch at any step, prompts whose beginning is held already and not read again,
 log-probabilities, scoring, cancelling between any two forward passes.
 
-Not covered yet: compiled or captured steps. In float32 a row's tokens depend on nothing else that runs or
-ran; in 16 bits a product over several rows, or over a prompt in other pieces, may round differently.
+Two decoders, see `opening`: transformers' models, and on CPUs compiled kernels of our own. With the kernels,
+and with transformers in float32, a row's tokens depend on nothing else that runs or ran; with transformers in
+16 bits a product over several rows, or over a prompt in other pieces, may round differently.
+
+Not covered yet: compiled or captured steps on CUDA.
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ import torch
 from rrtf_serve.engine.checks import check_ids
 from rrtf_serve.engine.cores import available_cores
 from rrtf_serve.engine.protocol import Capabilities, EngineError, Request, TokenLogprob
-from rrtf_serve.engine.torch import DTYPES
+from rrtf_serve.engine.torch import DTYPES, OUTPUT_BITS
 from rrtf_serve.engine.torch.batch import PREFILL_TOKENS, Loaded, TorchBatch
-from rrtf_serve.engine.torch.checkpoint import load, pick_device, weights_bytes
+from rrtf_serve.engine.torch.checkpoint import pick_device
 from rrtf_serve.engine.torch.choice import logprobs
-from rrtf_serve.engine.torch.decoder import Decoder
+from rrtf_serve.engine.torch.opening import open_decoder
 from rrtf_serve.engine.torch.shelf import Shelf
 
 MAX_LOGPROBS = 20
@@ -42,7 +45,9 @@ class TorchEngine:
     for float16 on a CPU), "float32", "bfloat16" or "float16". threads: 0 is one per available core; the
     setting is torch's and holds for the whole process. kv_dtype: of keys and values; "auto" (as the weights
     compute) or one of the types. kv_cache_tokens: of how many tokens keys and values are kept for later
-    requests once their rows have ended; 0: no reuse; None: 16,384 or what 512 MiB hold.
+    requests once their rows have ended; 0: no reuse; None: 16,384 or what 512 MiB hold. output_bits: of the
+    output matrix where the compiled CPU kernels run the model: 16, 8 or 4; None: 16 for plain models, 8 for
+    quantised ones.
 
     Raises ValueError on a device or type that this machine lacks, ModelError on a folder that can't be read.
     """
@@ -58,6 +63,7 @@ class TorchEngine:
         max_batch: int = 16,
         kv_dtype: str = "auto",
         kv_cache_tokens: int | None = None,
+        output_bits: int | None = None,
     ) -> None:
         if context_length < 2:
             raise ValueError(f"context_length is {context_length}; it must hold a prompt and a completion")
@@ -67,16 +73,13 @@ class TorchEngine:
             raise ValueError(f"--kv-dtype {kv_dtype}: choose {', '.join(DTYPES)}")
         if kv_cache_tokens is not None and kv_cache_tokens < 0:
             raise ValueError(f"--kv-cache-tokens is {kv_cache_tokens}; it must be 0 (no reuse) or more")
+        if output_bits not in (None, *OUTPUT_BITS):
+            raise ValueError(f"--output-bits {output_bits}: choose {', '.join(map(str, OUTPUT_BITS))}")
         chosen = pick_device(device)
         torch.set_num_threads(threads or available_cores())
-        model = load(folder, device=chosen, dtype=dtype)
-        positions = model.config.max_position_embeddings
-        if model.config.model_type == "gpt_bigcode" and context_length > positions:
-            raise ValueError(
-                f"context_length is {context_length}, but the model has learned {positions} positions and "
-                "fails beyond them"
-            )
-        decoder = Decoder(model)
+        decoder = open_decoder(
+            folder, context_length=context_length, device=chosen, dtype=dtype, output_bits=output_bits
+        )
         slots = decoder.new_slots(None if kv_dtype == "auto" else getattr(torch, kv_dtype))
         per_token = slots.bytes_per_token
         kept = (
@@ -97,7 +100,8 @@ class TorchEngine:
             "kv_bytes_per_token": per_token,
             "kv_cache_tokens": kept,
             "threads": torch.get_num_threads(),
-            "weights_bytes": weights_bytes(model),
+            "kernels": decoder.kernels,
+            "weights_bytes": decoder.weights_bytes,
             "vocabulary": decoder.vocabulary,
             "torch": torch.__version__,
         }
@@ -115,6 +119,7 @@ class TorchEngine:
             min_p=True,
             admission=True,
             mixed_sampling=True,
+            independent_rows=decoder.independent_rows,
         )
 
     @property
@@ -123,7 +128,7 @@ class TorchEngine:
 
     def describe(self) -> dict[str, str | int]:
         """What was loaded: device, dtype, kv_dtype, kv_bytes_per_token, kv_cache_tokens (kept for reuse at
-        most), threads, weights_bytes (in memory), vocabulary (tokens), torch."""
+        most), threads, kernels (what multiplies), weights_bytes (in memory), vocabulary (tokens), torch."""
         return dict(self._described)
 
     @property

@@ -1,0 +1,96 @@
+"""The kernels, compiled by this machine's own compiler when they are first needed, and kept.
+
+One plain C++ file and no library but OpenMP, so a build takes seconds; the file that comes out lies in the
+store's home under kernels/, named by a digest of the source, the compiler and the processor. torch must be
+imported before it is loaded: both then share torch's OpenMP runtime and its threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch  # noqa: F401 - see above
+
+from rrtf_serve.engine.torch.native import layout
+from rrtf_serve.models.store import default_home
+
+log = logging.getLogger(__name__)
+
+UNITS = ("portable", "avx512-bf16", "amx-bf16")  # what multiplies; kernels.cpp's numbers
+_SOURCE = Path(__file__).with_name("kernels.cpp")
+_FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-fPIC", "-shared")
+_BUILD_SECONDS = 300
+
+
+class KernelError(Exception):
+    """The kernels can't be built or loaded here; the message says why and what to do."""
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """The library, built where it is not there yet. Raises KernelError."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise KernelError("no C++ compiler found: install g++, or name one in CXX")
+    path = default_home() / "kernels" / f"{_digest(compiler)}.so"
+    try:
+        if not path.is_file():
+            _build(compiler, path)
+        library = ctypes.CDLL(str(path))
+        layout.declare(library)
+    except (OSError, AttributeError) as error:
+        raise KernelError(
+            f"{path}: can't be built or loaded ({error}); delete it to build it again"
+        ) from error
+    return library
+
+
+def unit(library: ctypes.CDLL) -> str:
+    """What multiplies matrices on this processor: one of UNITS."""
+    return UNITS[library.best()]
+
+
+def _digest(compiler: str) -> str:
+    try:
+        version = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, timeout=_BUILD_SECONDS, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelError(f"{compiler}: does not run ({error})") from error
+    parts = (_SOURCE.read_text("utf-8"), " ".join(_FLAGS), version, _processor())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _build(compiler: str, path: Path) -> None:
+    log.info("building the CPU kernels (once; some seconds) ...")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Several servers may start at once: each builds its own and the last rename stands.
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        built = Path(scratch) / path.name
+        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
+        try:
+            subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=True)
+        except subprocess.CalledProcessError as error:
+            raise KernelError(f"{' '.join(command)} failed:\n{error.stderr[-2000:]}") from error
+        except subprocess.SubprocessError as error:
+            raise KernelError(f"{' '.join(command)}: {error}") from error
+        built.rename(path)
