@@ -6,8 +6,7 @@ MODEL is a folder for the torch engine (Hugging Face or GPTQ). Each repetition a
 context of code, as an editor does, then types a line of 12 to 20 tokens and asks again: once as the same
 client, once as one who was never seen, whose prompt has to be read whole. Which of them comes first changes
 from repetition to repetition. Times are from the call of the engine to its first token, without HTTP.
-Processor time is that of the whole process: with one thread it tells what the work takes where others share
-the machine.
+Processor time is that of the whole process: with one thread it tells what the work takes on a busy machine.
 """
 
 from __future__ import annotations
