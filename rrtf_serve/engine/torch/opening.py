@@ -66,7 +66,9 @@ def open_decoder(
     known = config.text("model_type") in FAMILIES
     if device.type == "cpu" and wanted == torch.bfloat16 and known:
         try:
-            return NativeDecoder(folder, context_length=context_length, output_bits=output_bits)
+            decoder = NativeDecoder(folder, context_length=context_length, output_bits=output_bits)
+            log.info("CPU kernels (%s), %.0f MB of weights", decoder.kernels, decoder.weights_bytes / 1e6)
+            return decoder
         except (NotNativeError, PackingError, KernelError) as error:
             log.warning("the CPU kernels don't run this model (%s); it runs slower without them", error)
         except MemoryError as error:

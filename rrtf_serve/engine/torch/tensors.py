@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -66,9 +69,6 @@ class Tensors:
             )
         return {**parts, "g_idx": members}
 
-    def names(self) -> list[str]:
-        return list(self._files)
-
     def close(self) -> None:
         self._stack.close()
 
@@ -89,3 +89,17 @@ def _shards(folder: Path) -> list[Path]:
             "fetch it again"
         )
     return paths
+
+
+def let_go(tensor: Tensor) -> None:
+    """Give back the memory that reading a mapped tensor took; it is read from its file again when needed.
+
+    Only for tensors of `Tensors.get`, whose pages nobody writes. Does nothing but on Linux.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    page = mmap.PAGESIZE
+    start = -(-tensor.data_ptr() // page) * page
+    length = (tensor.data_ptr() + tensor.nbytes - start) // page * page
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)

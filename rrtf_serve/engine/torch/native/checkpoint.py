@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rrtf_serve.engine.torch.native import layout
 from rrtf_serve.engine.torch.native.packing import Matrix, pack_gptq, pack_plain, pack_rounded
-from rrtf_serve.engine.torch.tensors import Tensors
+from rrtf_serve.engine.torch.tensors import Tensors, let_go
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.gptq import GptqSettings, read_settings
 
@@ -156,7 +156,11 @@ class _Reader:
         tied = "lm_head.weight" not in self._tensors
         output = table if tied else self._tensors.get("lm_head.weight", (vocabulary, self._hidden))
         bits = output_bits or (8 if self._settings else 16)
-        head = pack_plain(output) if bits == 16 else pack_rounded(output, bits, _group_of(self._hidden))
+        if bits == 16:
+            head = pack_plain(output)
+            let_go(output)
+        else:
+            head = pack_rounded(output, bits, _group_of(self._hidden), release=let_go)
         rotary = (None, None) if names.learned else self._rotary(context_length)
         learned = self._floats(self._tensors.get(names.learned)) if names.learned else None
         self._kept += [layers, table]
@@ -217,11 +221,16 @@ class _Reader:
         bias = tensors.optional(f"{name}.bias", (outputs,))
         if self._settings is None or f"{name}.weight" in tensors:
             weight = tensors.get(f"{name}.weight", (outputs, inputs))
+            some, its_bias = weight, bias
             if rows is not None:
-                weight, bias = weight[rows], None if bias is None else bias[rows]
-            return self._structure(pack_plain(weight, bias))
+                some, its_bias = weight[rows], None if bias is None else bias[rows]
+            packed = pack_plain(some, its_bias)
+            let_go(weight)
+            return self._structure(packed)
         parts = tensors.quantised(name, outputs, inputs, self._settings)
-        return self._structure(pack_gptq(parts, self._settings, bias=bias, rows=rows))
+        packed = pack_gptq(parts, self._settings, bias=bias, rows=rows)
+        let_go(parts["qweight"])
+        return self._structure(packed)
 
     def _structure(self, matrix: Matrix) -> layout.Linear:
         self._kept.append(matrix)

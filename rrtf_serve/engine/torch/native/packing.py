@@ -6,6 +6,7 @@ bits 16: bfloat16. bits 8 and 4: codes, a scale per group of inputs and output, 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,9 +96,11 @@ def pack_plain(weight: Tensor, bias: Tensor | None = None) -> Matrix:
     return Matrix(outputs, inputs, 16, inputs, 0, packed, bias=_floats(bias))
 
 
-def pack_rounded(weight: Tensor, bits: int, group: int, bias: Tensor | None = None) -> Matrix:
+def pack_rounded(
+    weight: Tensor, bits: int, group: int, *, release: Callable[[Tensor], None] | None = None
+) -> Matrix:
     """Round to nearest, symmetric, a float16 scale per group. weight: [outputs, inputs]; group: a multiple of
-    32 that divides the inputs, or PackingError is raised."""
+    32 that divides the inputs, or PackingError is raised. release: is told which rows were read."""
     outputs, inputs = weight.shape
     if group % DEPTH or inputs % group:
         raise PackingError(f"groups of {group} do not divide {inputs} inputs into whole tiles")
@@ -114,7 +117,9 @@ def pack_rounded(weight: Tensor, bits: int, group: int, bias: Tensor | None = No
         tiles = _packed(codes, len(codes), inputs, bits)
         first = packed_bytes(start, inputs, bits)
         packed[first : first + len(tiles)] = tiles
-    return Matrix(outputs, inputs, bits, group, highest + 1, packed, _by_tile(scales.T), bias=_floats(bias))
+        if release is not None:
+            release(weight[start : start + _ROWS])
+    return Matrix(outputs, inputs, bits, group, highest + 1, packed, _by_tile(scales.T))
 
 
 def pack_gptq(
