@@ -1126,4 +1126,10 @@ void pack_words(const uint32_t* words, int64_t outputs, int64_t inputs, int stor
 int best() { return best_unit(); }
 void use(int wanted) { unit = Unit(wanted); }
 
+// Bytes of the structures, for the Python side to compare with its own.
+int size_of(int structure) {
+    const int sizes[] = {sizeof(Linear), sizeof(Layer), sizeof(Model), sizeof(Store), sizeof(Pass)};
+    return sizes[structure];
+}
+
 }  // extern "C"

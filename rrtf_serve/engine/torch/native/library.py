@@ -47,6 +47,7 @@ def load() -> ctypes.CDLL:
             _build(compiler, path)
         library = ctypes.CDLL(str(path))
         layout.declare(library)
+        library.best()  # asks the system once for the use of AMX, before other threads begin
     except (OSError, AttributeError) as error:
         raise KernelError(
             f"{path}: can't be built or loaded ({error}); delete it to build it again"

@@ -1,0 +1,69 @@
+"""The kernels' build: once, kept, and clear about what it lacks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rrtf_serve.engine.torch.native import library
+
+_LOAD = "from rrtf_serve.engine.torch.native import library; print(library.unit(library.load()))"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("RRTF_HOME", str(tmp_path / "home"))
+    library.load.cache_clear()
+    yield tmp_path / "home" / "kernels"
+    library.load.cache_clear()
+
+
+def test_several_that_start_at_once_end_with_one_file_that_later_ones_take(home: Path) -> None:
+    first = [
+        subprocess.Popen([sys.executable, "-c", _LOAD], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    units = {process.communicate(timeout=300)[0].strip() for process in first}
+    assert len(units) == 1
+    assert units <= set(library.UNITS)
+    [built] = home.iterdir()
+    before = built.stat().st_mtime_ns
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
+    assert [path.stat().st_mtime_ns for path in home.iterdir()] == [before]
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "broken-cc"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "no such header" >&2\nexit 1\n', "utf-8"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(library.KernelError, match="no such header"):
+        library.load()
+    assert list(home.iterdir()) == []
+    monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    with pytest.raises(library.KernelError, match="absent: does not run"):
+        library.load()
+
+
+def test_a_home_that_can_not_be_written_is_named(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file", "utf-8")
+    with pytest.raises(library.KernelError, match="can't be built or loaded"):
+        library.load()
+
+
+def test_the_fields_of_both_sides_are_the_same() -> None:
+    """A field that one side lacks would shift all behind it: the sizes tell."""
+    from ctypes import sizeof
+
+    from rrtf_serve.engine.torch.native import layout
+
+    kernels = library.load()
+    sizes = [sizeof(kind) for kind in (layout.Linear, layout.Layer, layout.Model, layout.Store, layout.Pass)]
+    assert [kernels.size_of(number) for number in range(5)] == sizes
