@@ -22,9 +22,8 @@ from benchmarks.judge import SandboxOptions
 from benchmarks.machine import machine_record
 from rrtf_serve.config import ServeConfig
 from rrtf_serve.loading import describe_source, load_engine
-from rrtf_serve.models.families import FAMILIES, detect_family
 from rrtf_serve.models.folder import Card
-from rrtf_serve.models.prompts import Prompts
+from rrtf_serve.models.prompts import prompts_of
 from rrtf_serve.models.source import Source
 from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.preparation import prepare_source
@@ -232,20 +231,12 @@ def _sampler(config: PasskConfig) -> Iterator[Sampler]:
     source = prepare_source(serving)
     card = describe_source(serving, source)
     tokenizer = Tokenizer.load(source.path)
-    family = card.family or detect_family(card.architecture, tokenizer, card.name, card.chat_template)
     engine = load_engine(serving, source, card, prompt_spread=config.prompt_spread)
     try:
         yield EngineSampler(
             engine,
             tokenizer,
-            Prompts(
-                tokenizer,
-                FAMILIES[family],
-                chat_template=card.chat_template,
-                add_bos=card.add_bos,
-                bos_token=card.bos_token,
-                end_tokens=card.end_tokens,
-            ),
+            prompts_of(card, tokenizer),
             model=card.name,
             digest=_digest(
                 config,

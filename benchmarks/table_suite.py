@@ -20,8 +20,7 @@ from benchmarks.table_ways import PROMPT_SPREAD
 from rrtf_serve.config import ServeConfig
 from rrtf_serve.engine.protocol import Capabilities, Delta, EngineError, Request, TokenLogprob
 from rrtf_serve.loading import describe_source
-from rrtf_serve.models.families import FAMILIES, detect_family
-from rrtf_serve.models.prompts import Prompts
+from rrtf_serve.models.prompts import prompts_of
 from rrtf_serve.models.source import Source
 from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.problems import gold
@@ -150,15 +149,7 @@ def sample_and_judge(
         serving = ServeConfig(model=str(candidate.text.path))
         card = describe_source(serving, candidate.text)
         tokenizer = Tokenizer.load(candidate.text.path)
-        family = card.family or detect_family(card.architecture, tokenizer, card.name, card.chat_template)
-        prompts = Prompts(
-            tokenizer,
-            FAMILIES[family],
-            chat_template=card.chat_template,
-            add_bos=card.add_bos,
-            bos_token=card.bos_token,
-            end_tokens=card.end_tokens,
-        )
+        prompts = prompts_of(card, tokenizer)
         child = Child(candidate.settings, candidate.python)
         held.callback(child.close)
         sampler = EngineSampler(

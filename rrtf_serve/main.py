@@ -28,9 +28,9 @@ from rrtf_serve.greeting import banner
 from rrtf_serve.loading import describe_source, load_engine
 from rrtf_serve.models import catalog
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.families import FAMILIES, detect_family
+from rrtf_serve.models.families import FAMILIES
 from rrtf_serve.models.folder import Card
-from rrtf_serve.models.prompts import Prompts
+from rrtf_serve.models.prompts import prompts_of
 from rrtf_serve.models.source import Source
 from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.parts import find_part
@@ -110,22 +110,12 @@ def assemble(config: ServeConfig, folder: Path, card: Card, scheduler: Scheduler
     Raises ModelError on an unknown family or an unreadable tokenizer.
     """
     tokenizer = Tokenizer.load(folder)
-    family = card.family or detect_family(card.architecture, tokenizer, card.name, card.chat_template)
-    if family not in FAMILIES:
-        raise ModelError(f"--family {family}: unknown; known: {', '.join(sorted(FAMILIES))}")
     return Served(
         name=config.served_name or card.name,
         aliases=_aliases(card, config.served_name),
         card=card,
         tokenizer=tokenizer,
-        prompts=Prompts(
-            tokenizer,
-            FAMILIES[family],
-            chat_template=card.chat_template,
-            add_bos=card.add_bos,
-            bos_token=card.bos_token,
-            end_tokens=card.end_tokens,
-        ),
+        prompts=prompts_of(card, tokenizer),
         scheduler=scheduler,
         created=int(time.time()),
     )

@@ -16,7 +16,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rrtf_serve.models.families import FAMILIES, ChatFormat, Family
+from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.families import FAMILIES, ChatFormat, Family, detect_family
+from rrtf_serve.models.folder import Card
 from rrtf_serve.models.templates import ChatTemplate, ChatTemplateError
 from rrtf_serve.models.tokens import Tokenizer
 
@@ -322,3 +324,18 @@ def _plain(dialogue: _Dialogue) -> _Pieces:
         if turn.assistant is not None:
             text += f"{turn.assistant}\n"
     return [text]
+
+
+def prompts_of(card: Card, tokenizer: Tokenizer) -> Prompts:
+    """As the card says, its family guessed where it names none. Raises ModelError on an unknown family."""
+    family = card.family or detect_family(card.architecture, tokenizer, card.name, card.chat_template)
+    if family not in FAMILIES:
+        raise ModelError(f"--family {family}: unknown; known: {', '.join(sorted(FAMILIES))}")
+    return Prompts(
+        tokenizer,
+        FAMILIES[family],
+        chat_template=card.chat_template,
+        add_bos=card.add_bos,
+        bos_token=card.bos_token,
+        end_tokens=card.end_tokens,
+    )
