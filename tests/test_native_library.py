@@ -23,9 +23,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_several_that_start_at_once_end_with_one_file_that_later_ones_take(home: Path) -> None:
-    first = [
-        subprocess.Popen([sys.executable, "-c", _LOAD], stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
+    command = [sys.executable, "-c", _LOAD]
+    first = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     units = {process.communicate(timeout=300)[0].strip() for process in first}
     assert len(units) == 1
     assert units <= set(library.UNITS)
