@@ -18,6 +18,7 @@ from test_gptq_source import packed
 from test_native_decoder import distance, write
 
 from rrtf_serve.engine.protocol import Request
+from rrtf_serve.engine.torch import opening
 from rrtf_serve.engine.torch.native import library
 from rrtf_serve.engine.torch.opening import AnyDecoder, open_decoder
 from rrtf_serve.models.errors import ModelError
@@ -196,6 +197,21 @@ def test_unknown_settings_are_named(settings: dict[str, Any], message: str, tmp_
     for dtype in ("auto", "float32"):
         with pytest.raises(ModelError, match=message):
             opened(folder, dtype)
+
+
+def test_too_little_memory_says_what_would_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = quantised(tmp_path, "qwen2", bits=4, group=32, **WIDE)
+    for error in (
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: not enough memory"),
+    ):
+
+        def full(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(opening, "NativeDecoder", full)
+        with pytest.raises(ModelError, match=r"does not fit into the memory of this machine's cpu .* take"):
+            opened(folder)
 
 
 def test_half_a_shard_is_named(tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ def open_decoder(
             log.warning("the CPU kernels don't run this model (%s); it runs slower without them", error)
         except MemoryError as error:
             raise too_large(folder, device, wanted) from error
+        except RuntimeError as error:  # torch's allocator says so in words
+            if "alloc" in str(error):
+                raise too_large(folder, device, wanted) from error
+            raise ModelError(f"{folder}: can't be loaded ({error})") from error
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"{folder}: can't be loaded ({error})") from error
     if output_bits not in (None, 16):
