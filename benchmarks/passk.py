@@ -226,7 +226,8 @@ def _sampler(config: PasskConfig) -> Iterator[Sampler]:
         dtype=config.dtype,
         threads=config.threads,
         max_batch=config.batch,
-        kv_cache_tokens=0,  # in 16 bits an answer could depend on what was asked before it
+        # With transformers in 16 bits an answer could depend on what was asked before it.
+        kv_cache_tokens=0 if config.engine == "torch" else None,
     )
     source = prepare_source(serving)
     card = describe_source(serving, source)

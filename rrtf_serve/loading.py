@@ -37,7 +37,7 @@ def load_engine(
             raise ValueError("--dtype goes with --engine torch; for ct2 give --compute-type")
         if config.output_bits is not None:
             raise ValueError("--output-bits goes with --engine torch; ct2 stores what --quantization says")
-        if config.kv_dtype != "auto" or config.kv_cache_tokens:
+        if config.kv_dtype != "auto" or config.kv_cache_tokens is not None:
             flag = "--kv-dtype" if config.kv_dtype != "auto" else "--kv-cache-tokens"
             raise ValueError(f"{flag} goes with --engine torch; CTranslate2 keeps its own cache")
         return Ct2Engine(

@@ -23,6 +23,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from rrtf_serve import __version__
 from rrtf_serve.api.app import ApiSettings, Served, create_app
 from rrtf_serve.config import ServeConfig, read_config
+from rrtf_serve.engine.protocol import Engine
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.greeting import banner
 from rrtf_serve.loading import describe_source, load_engine
@@ -31,7 +32,6 @@ from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.families import FAMILIES
 from rrtf_serve.models.folder import Card
 from rrtf_serve.models.prompts import prompts_of
-from rrtf_serve.models.source import Source
 from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.parts import find_part
 from rrtf_serve.preparation import prepare, prepare_source
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))  # exits with 2
     logging.basicConfig(level=logging.WARNING, format="rrtf-serve: %(message)s")
     logging.getLogger("rrtf_serve").setLevel(logging.INFO)  # what is fetched, from where
+    doing = "what was fetched so far is kept and the next start goes on"
     try:
         if prepare_only:
             print(prepare(config))
@@ -68,27 +69,35 @@ def main(argv: list[str] | None = None) -> int:
         # Taken before the long work: a port in use is said at once, not after a download.
         with reserve(config.host, config.port) as listener:
             source = prepare_source(config)
-            return asyncio.run(serve(config, source, keys, listener))
+            doing = "while the model was being loaded"
+            # Before there is an event loop, which would keep Ctrl-C to itself until all is loaded.
+            card = describe_source(config, source)
+            started = time.monotonic()
+            engine = load_engine(config, source, card)
+            log.info("model loaded in %.1f s", time.monotonic() - started)
+            return asyncio.run(serve(config, source.path, card, engine, keys=keys, listener=listener))
     except (ModelError, ValueError, OSError) as error:
         print(f"rrtf-serve: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # while preparing: a server that runs ends by itself
-        print(
-            "\nrrtf-serve: stopped; what was fetched so far is kept and the next start goes on",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt:  # a server that runs ends by itself
+        print(f"\nrrtf-serve: stopped; {doing}", file=sys.stderr)
         return 130
 
 
-async def serve(config: ServeConfig, source: Source, keys: frozenset[str], listener: socket.socket) -> int:
-    """Serve `source` until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to finish."""
-    card = describe_source(config, source)
-    started = time.monotonic()
-    engine = load_engine(config, source, card)
-    log.info("model loaded in %.1f s", time.monotonic() - started)
+async def serve(
+    config: ServeConfig,
+    folder: Path,
+    card: Card,
+    engine: Engine,
+    *,
+    keys: frozenset[str],
+    listener: socket.socket,
+) -> int:
+    """Serve the model of `folder` until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to
+    finish. Closes the engine."""
     scheduler = Scheduler(engine, max_queue=config.max_queue)
     try:
-        served = assemble(config, source.path, card, scheduler)
+        served = assemble(config, folder, card, scheduler)
         # The page is a client like any other: with keys set it needs one, its own, made anew at each start.
         page_key = secrets.token_urlsafe(32) if keys else None
         digests = keys | {hash_key(page_key)} if page_key else keys
