@@ -83,11 +83,24 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if not arguments.quiet:
+        logging.getLogger("convert").setLevel(logging.INFO)
     try:
         return _quantise(arguments)
     except ValueError as error:  # a flag's value, which the message names
         print(f"rrtf-convert gptq: {error}", file=sys.stderr)
         return WRONG_USE
+
+
+def _start(arguments: argparse.Namespace) -> str:
+    """What is about to be done: the first layer is minutes away."""
+    groups = "one scale per row" if arguments.group_size == -1 else f"groups of {arguments.group_size}"
+    length = f" of {arguments.seqlen} tokens" if arguments.seqlen else ""
+    return (
+        f"quantising {arguments.source} to {arguments.bits} bits ({groups}) with {arguments.backend}; "
+        f"calibration: {arguments.calibration}, {arguments.samples} windows{length}. "
+        "Loading and calibrating come before the first layer."
+    )
 
 
 def _quantise(arguments: argparse.Namespace) -> int:
@@ -107,6 +120,8 @@ def _quantise(arguments: argparse.Namespace) -> int:
         output_copy=arguments.output_copy,
     )
     progress = not arguments.quiet
+    if progress:
+        print(f"rrtf-convert: {_start(arguments)}", file=sys.stderr, flush=True)
     store = Store(arguments.home)
     return report_folder(
         arguments,
