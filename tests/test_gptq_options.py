@@ -201,4 +201,6 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["gptq", "--help"])
     assert exit_.value.code == 0
-    assert "rrtf-convert gptq qwen2.5-coder-0.5b-instruct -o qwen-gptq4" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rrtf-convert gptq qwen2.5-coder-0.5b-instruct -o qwen-gptq4" in said
+    assert "rrtf-convert gptq smollm2-135m-instruct -o smol-gptq4 --group-size 64" in said
