@@ -84,6 +84,13 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert "rrtf-convert ct2 qwen2.5-coder-0.5b-instruct -o qwen-int8" in capsys.readouterr().out
 
 
+def test_help_of_gguf_says_that_dst_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["gguf", "--help"])
+    said = capsys.readouterr().out
+    assert "file to write" in said and "folder to write" not in said
+
+
 _SLOWED = """
 import sys, time
 from convert import cli, writer

@@ -223,6 +223,21 @@ def test_models_that_do_not_belong_together_are_refused(source: Source, store: S
     assert not list(tmp_path.glob("rrtf-verify-*"))
 
 
+def test_a_small_run_says_on_how_little_it_rests(
+    model: Path, source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = convert_ct2(source, tmp_path / "int8", progress=False)
+    flags = [flag for flag in FLAGS if flag != "--quiet"]
+    note = "note: the intervals rest on 10 documents; thresholds belong to the defaults (--tokens 4096"
+    assert main(["verify", str(model), str(folder), *flags]) == 0
+    assert note in capsys.readouterr().err
+    assert main(["verify", str(model), str(folder), *FLAGS]) == 0
+    assert "note:" not in capsys.readouterr().err
+    few = ["--prompts", "1", "--continuation", "1"]
+    assert main(["verify", str(model), str(folder), *few]) == 0
+    assert "note:" not in capsys.readouterr().err
+
+
 def test_wrong_sizes_are_wrong_use(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
         (["--tokens", "10"], "--tokens 10"),

@@ -17,7 +17,7 @@ examples:
   rrtf-convert gptq qwen2.5-coder-0.5b-instruct -o qwen-gptq4
   rrtf-convert gptq ./my-model -o my-gptq8 --bits 8
   rrtf-convert gptq ./my-model -o my-gptq4 --group-size 32 --calibration ./our-code.jsonl
-  rrtf-convert gptq smollm2-135m-instruct -o smol-gptq4 --group-size 64     its 576 inputs don't divide by 128
+  rrtf-convert gptq smollm2-135m-instruct -o smol-gptq4 --group-size 64     128 does not divide its 576 inputs
   rrtf-convert gptq ./my-model -o quick --samples 32 --seqlen 512
   rrtf-convert ct2 ./my-gptq4 -o exact --quantization float32     the same weights for CTranslate2
 """
@@ -42,8 +42,8 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         type=int,
         default=128,
         metavar="G",
-        help="inputs that share a scale; must divide the width of every matrix (SmolLM2-135M: 64); -1: one scale "
-        "per row (default: 128)",
+        help="inputs that share a scale; must divide the width of every matrix (SmolLM2-135M: 64); -1: one "
+        "scale per row (default: 128)",
     )
     option(
         "--desc-act",
