@@ -2,6 +2,7 @@
 # make test   install what the tests need and run them
 # make check  linters, types and import rules
 # make gptq   install what `rrtf-convert gptq` needs; make auto-gptq: auto-gptq 0.7.1, in .venv-auto-gptq
+# Both say what they install, and take TORCH like `make test`.
 # Everything else lands in .venv; models land under RRTF_HOME (default: ~/.cache/rrtf).
 
 PYTHON ?= python3
@@ -65,11 +66,14 @@ clean:
 	@touch $@ .venv/run.stamp
 
 .venv/gptq.stamp: .venv/dev.stamp
+	@echo 'Installing gptqmodel, which is compiled here, and optimum into .venv: minutes ...'
 	@$(PIP) install -q -e '.[gptq]' -c constraints.txt
 	@touch $@
 
 $(AUTO_GPTQ)/done.stamp:
 	@$(AUTO_GPTQ_PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] in ((3, 10), (3, 11)) else "auto-gptq needs Python 3.10 or 3.11: make auto-gptq AUTO_GPTQ_PYTHON=...")'
+	@echo 'Installing auto-gptq 0.7.1 and $(firstword $(TORCH)) into $(AUTO_GPTQ): minutes, 5.4 GB with the default CUDA build of torch ...'
+	@echo '(TORCH=... chooses another build; auto-gptq loads models anywhere, but quantises on a CUDA device only.)'
 	$(AUTO_GPTQ_PYTHON) -m venv $(AUTO_GPTQ)
 	@$(AUTO_GPTQ)/bin/python -m pip --disable-pip-version-check install -q $(TORCH)
 	@$(AUTO_GPTQ)/bin/python -m pip --disable-pip-version-check install -q $(firstword $(TORCH)) transformers==4.52.4 peft==0.14.0 auto-gptq==0.7.1

@@ -36,6 +36,7 @@ def make_card(
         quantization,
         folder,
         context_length=context_length,
+        licence=checkpoint.licence,
     )
     return replace(card, tied_output=tied_output)
 
@@ -48,6 +49,7 @@ def describe_folder(  # a card has many facts by nature
     folder: Path,
     *,
     context_length: int,
+    licence: str,
     tools: tuple[str, ...] = TOOLS,
 ) -> Card:
     """Like `make_card`, from the facts alone; `tools`: the packages whose versions are noted."""
@@ -60,7 +62,7 @@ def describe_folder(  # a card has many facts by nature
         family=family,
         context_length=context_length,
         quantization=quantization,
-        licence=source.licence,
+        licence=licence,
         source=origin_record(source),
         tools={tool: version(tool) for tool in tools},
         size_bytes=sum(path.stat().st_size for path in folder.iterdir()),

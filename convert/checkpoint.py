@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,10 +18,14 @@ from convert.safetensors_source import SafetensorsSource
 from convert.sources import TensorSource
 from convert.tokenizer import read_tokenizer_settings, write_tokenizer
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.models.folder import read_card
 from rrtf_serve.models.hf_folder import TokenizerFacts, hf_facts
+from rrtf_serve.models.records import is_text
 from rrtf_serve.models.source import Kind, Source
 
-__all__ = ["Checkpoint", "TokenizerFacts", "hf_facts", "open_checkpoint"]
+__all__ = ["Checkpoint", "TokenizerFacts", "card_licence", "hf_facts", "open_checkpoint"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Checkpoint:
     tensors: TensorSource
     tokenizer: TokenizerFacts
     write_tokenizer: Callable[[Path], None]  # puts tokenizer.json into a folder
+    licence: str  # the source's, else what the files say, else the base's; empty: unknown
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -37,13 +43,17 @@ def open_checkpoint(source: Source) -> Checkpoint:
     """
     if source.kind is Kind.GGUF:
         tensors = GgufSource(source.path)
-        return Checkpoint(tensors, _gguf_facts(tensors.metadata), partial(write_tokenizer, tensors.metadata))
-    if source.kind is Kind.HF:
+        return Checkpoint(
+            tensors,
+            _gguf_facts(tensors.metadata),
+            partial(write_tokenizer, tensors.metadata),
+            source.licence or _gguf_licence(tensors.metadata),
+        )
+    if source.kind in (Kind.HF, Kind.GPTQ):
         facts = hf_facts(source.path)
-        return Checkpoint(SafetensorsSource(source.path), facts, partial(_copy_tokenizer, source.path))
-    if source.kind is Kind.GPTQ:
-        facts = hf_facts(source.path)
-        return Checkpoint(GptqSource(source.path), facts, partial(_copy_tokenizer, source.path))
+        licence = source.licence or card_licence(source.path)
+        opened = SafetensorsSource(source.path) if source.kind is Kind.HF else GptqSource(source.path)
+        return Checkpoint(opened, facts, partial(_copy_tokenizer, source.path), licence)
     if source.kind is Kind.ADAPTER:
         return _open_adapter(source)
     raise ModelError(
@@ -63,14 +73,30 @@ def _open_adapter(source: Source) -> Checkpoint:
     below = open_checkpoint(base)
     try:
         tensors = AdapterSource(source.path, under_hf_names(below.tensors))
+        licence = source.licence or card_licence(source.path) or below.licence
         # An adapter that was trained with a tokenizer of its own keeps that beside it.
         if not (source.path / "tokenizer.json").is_file():
-            return replace(below, tensors=tensors)
+            return replace(below, tensors=tensors, licence=licence)
         facts = hf_facts(source.path, base.path if base.kind is Kind.HF else None)
-        return Checkpoint(tensors, facts, partial(_copy_tokenizer, source.path))
+        return Checkpoint(tensors, facts, partial(_copy_tokenizer, source.path), licence)
     except ModelError:
         below.tensors.close()
         raise
+
+
+def card_licence(folder: Path) -> str:
+    """The licence that the folder's card names; empty where it names none or can't be read."""
+    try:
+        card = read_card(folder)
+    except ModelError as error:  # its weights can be converted all the same
+        logger.warning("the licence is not carried over: %s", error)
+        return ""
+    return card.licence if card else ""
+
+
+def _gguf_licence(metadata: GgufMetadata) -> str:
+    named = metadata.fields.get("general.license")
+    return named if is_text(named) else ""
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from convert.commands import card, ct2, gguf, gptq, hf, merge, verify
 from rrtf_serve import __version__
 from rrtf_serve.models.errors import ModelError
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
+# What a shell reports for Ctrl-C and for SIGTERM.
+INTERRUPTED, TERMINATED = 130, 143
 
 # In the order of --help. Each has add(commands), which sets run(arguments) -> exit status.
 _COMMANDS = (ct2, hf, merge, gguf, gptq, verify, card)
@@ -31,13 +37,14 @@ def command() -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0: done, 1: failed, 2: wrong use (argparse), 130: Ctrl-C."""
+    """Run one command; 0: done, 1: failed, 2: wrong use (argparse), 130: Ctrl-C, 143: SIGTERM."""
     return _run(_parser().parse_args(argv))
 
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        status: int = arguments.run(arguments)
+        with _terminable():
+            status: int = arguments.run(arguments)
         return status
     except ModelError as error:
         print(f"rrtf-convert: {error}", file=sys.stderr)
@@ -47,9 +54,31 @@ def _run(arguments: argparse.Namespace) -> int:
     except OSError as error:  # a disk that is full or read-only, a file that went: its text names it
         print(f"rrtf-convert: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("rrtf-convert: stopped; nothing was left behind", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever cleans up after Ctrl-C cleans up after it too."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM raise Terminated, once, so that a second one can't cut the cleaning up short."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise Terminated
 
 
 def _parser() -> argparse.ArgumentParser:

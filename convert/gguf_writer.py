@@ -56,7 +56,7 @@ def write_gguf(
         rows = next(target.shape[0] for target in planned if target.name == "token_embd.weight")
         fields = {
             "general.name": source.name,
-            **({"general.license": source.licence} if source.licence else {}),
+            **({"general.license": checkpoint.licence} if checkpoint.licence else {}),
             "general.file_type": int(_FILE_TYPES[TYPES[kind]]),
             "general.quantization_version": 2,
             **config_fields(tensors.config),

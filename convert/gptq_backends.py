@@ -14,7 +14,7 @@ from rrtf_serve.models.errors import ModelError
 AUTO_GPTQ_PYTHON = Path(".venv-auto-gptq/bin/python")  # what `make auto-gptq` makes
 _PROBE = "import torch, auto_gptq; print(torch.cuda.is_available())"
 _PROBE_SECONDS = 300
-_INSTALL = "pip install 'rrtf-serve[gptq]' adds it (install torch first; see docs/gptq.md)"
+_INSTALL = "`make gptq` adds it; by hand: torch first, then pip install 'rrtf-serve[gptq]' (docs/gptq.md)"
 
 
 @dataclass(frozen=True)

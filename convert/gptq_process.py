@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from rrtf_serve.models.errors import ModelError
 
 _WORKER = Path(__file__).with_name("gptq_worker.py")
 _TAIL = 12  # lines of the log that an error shows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Result:
 
 
 def run(job: Job, python: Path, folder: Path, *, progress: bool) -> Result:
-    """Do `job` under the interpreter `python`; `folder` takes its files. A bar counts layers on stderr.
+    """Do `job` under the interpreter `python`; `folder` takes its files. Where stderr is a terminal a bar
+    counts layers there, elsewhere each finished one is logged.
 
     Raises ModelError with the worker's reason and the end of its log. Ctrl-C ends the worker at once.
     """
@@ -91,12 +96,17 @@ def run(job: Job, python: Path, folder: Path, *, progress: bool) -> Result:
 def _follow(events: Iterator[bytes], *, progress: bool) -> dict[str, Any]:
     """Show progress until the worker closes its end; the last event."""
     event: dict[str, Any] = {}
+    finished, watched = 0, sys.stderr.isatty()
     with tqdm(unit="layer", desc="quantising", disable=None if progress else True) as bar:
         for line in events:
             event = json.loads(line)
             if "layer" in event:
                 bar.total = event["layers"]
                 bar.update(event["layer"] + 1 - bar.n)
+                if event["layer"] + 1 > finished:
+                    finished = event["layer"] + 1
+                    if progress and not watched:
+                        logger.info("layer %d of %d", finished, event["layers"])
     return event
 
 

@@ -36,6 +36,17 @@ class HeldOut:
         return len({window.document for window in self.windows})
 
 
+def window_count(tokens: int, length: int) -> int:
+    """Windows of `length` that `tokens` positions fill. Raises ValueError naming the flag on fewer than two,
+    which give no interval."""
+    if length < 2:
+        raise ValueError(f"--length is {length}; it must be at least 2")
+    count = -(-tokens // length)
+    if count < 2:
+        raise ValueError(f"--tokens {tokens} is less than two windows of --length {length}; ask for more")
+    return count
+
+
 def held_out_windows(
     tokenizer: Tokenizer, *, tokens: int, length: int, seed: int, first: int | None = None
 ) -> HeldOut:
@@ -45,11 +56,7 @@ def held_out_windows(
     before every window, for models that begin with one. Raises ValueError, naming the flag, on sizes that the
     text can't serve.
     """
-    if length < 2:
-        raise ValueError(f"--length is {length}; it must be at least 2")
-    count = -(-tokens // length)
-    if count < 2:
-        raise ValueError(f"--tokens {tokens} is less than two windows of --length {length}; ask for more")
+    count = window_count(tokens, length)
     random_ = random.Random(seed)
     taken = length + 1 - (first is not None)
     head = () if first is None else (first,)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from convert.runnable import Runnable
+from convert.runnable import Plan, Runnable
 from rrtf_serve.models import catalog, inventory
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import Card
@@ -49,21 +49,24 @@ def _text(record: dict[str, Any], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def check_pair(reference: Runnable, model: Runnable, sample: str) -> None:
-    """Raise ModelError where two loaded models can't be compared: another architecture, vocabulary size or
-    tokenizer. `sample` is text that both must cut into the same tokens."""
-    names = [each.card.architecture if each.card else "" for each in (reference, model)]
-    if all(names) and names[0] != names[1]:
+def check_plans(reference: Plan, model: Plan) -> None:
+    """Raise ModelError where two models can't be compared, as far as their files tell before either is
+    converted or loaded: another architecture or vocabulary size."""
+    name, other = model.source.path, reference.source.path
+    if model.architecture != reference.architecture and model.architecture and reference.architecture:
         raise ModelError(
-            f"{model.name}: is a {names[1]} model, {reference.name} a {names[0]} one; verify compares a "
-            "model with what it was made from"
+            f"{name}: is a {model.architecture} model, {other} a {reference.architecture} one; verify "
+            "compares a model with what it was made from"
         )
-    sizes = [len(each.vocabulary) for each in (reference, model)]
-    if sizes[0] != sizes[1]:
+    if model.vocabulary_size != reference.vocabulary_size:
         raise ModelError(
-            f"{model.name}: has {sizes[1]:,} rows in its vocabulary, {reference.name} has {sizes[0]:,}; "
-            "it was made from another model"
+            f"{name}: has {model.vocabulary_size:,} rows in its vocabulary, {other} has "
+            f"{reference.vocabulary_size:,}; it was made from another model"
         )
+
+
+def check_tokenizers(reference: Runnable, model: Runnable, sample: str) -> None:
+    """Raise ModelError where two loaded models cut `sample` into different tokens."""
     ids = [each.tokenizer.encode(sample, specials=False) for each in (reference, model)]
     if ids[0] != ids[1]:
         at = next((i for i, pair in enumerate(zip(*ids, strict=False)) if pair[0] != pair[1]), len(ids[0]))

@@ -38,6 +38,7 @@ class Plan:
     """How a model is to be run. `scratch_bytes` is what has to be written first, 0 for a folder that runs.
 
     `loaded_bytes` is what the loaded model takes, `loading_bytes` the most while it is loaded.
+    `architecture` is empty where the files don't say.
     """
 
     source: Source
@@ -45,6 +46,8 @@ class Plan:
     loaded_bytes: int
     loading_bytes: int
     scratch_bytes: int
+    architecture: str
+    vocabulary_size: int  # rows of the embedding
 
 
 def plan_run(source: Source, quantization: str, device: str) -> Plan:
@@ -55,13 +58,19 @@ def plan_run(source: Source, quantization: str, device: str) -> Plan:
     if source.kind is Kind.CT2:
         size = (source.path / "model.bin").stat().st_size
         stored = quantization_of(source)
-        return Plan(source, stored, *_memory(size, stored, device), 0)
+        card = read_card(source.path)
+        rows = len(read_vocabulary(source.path))
+        return Plan(
+            source, stored, *_memory(size, stored, device), 0, card.architecture if card else "", rows
+        )
     checkpoint = open_checkpoint(source)
     try:
-        size = planned_size(plan(specify(checkpoint.tensors), quantization))
+        specification = specify(checkpoint.tensors)
+        size = planned_size(plan(specification, quantization))
+        architecture, rows = checkpoint.tensors.config.architecture, specification.vocabulary_size
     finally:
         checkpoint.tensors.close()
-    return Plan(source, quantization, *_memory(size, quantization, device), size)
+    return Plan(source, quantization, *_memory(size, quantization, device), size, architecture, rows)
 
 
 def quantization_of(source: Source) -> str:

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from convert.held_out import HeldOut, held_out_windows
+from convert.held_out import HeldOut, held_out_windows, window_count
 from convert.memory import available_memory
 from convert.parity import FloatArray, Parity, Tally, first_difference, summarise, tally
-from convert.provenance import check_pair, digest_warnings
+from convert.provenance import check_plans, check_tokenizers, digest_warnings
 from convert.runnable import DEVICES, Plan, Runnable, loaded, plan_run, quantization_of
 from convert.thresholds import THRESHOLDS, failures, variant
 from rrtf_serve.models.disk import require_room, size_text
@@ -61,6 +61,7 @@ class Options:
     scratch: Path | None = None  # None: the system's temporary folder
 
     def __post_init__(self) -> None:
+        window_count(self.tokens, self.length)
         for flag, value in (("--prompts", self.prompts), ("--continuation", self.continuation)):
             if value < 1:
                 raise ValueError(f"{flag} is {value}; it must be at least 1")
@@ -103,7 +104,7 @@ class Reference:
 
     def __init__(
         self,
-        source: Source,
+        planned: Plan,
         runnable: Runnable,
         options: Options,
         folder: Path,
@@ -111,8 +112,8 @@ class Reference:
         *,
         keeps: bool,
     ) -> None:
-        self.source, self.options, self.progress, self._keeps = source, options, progress, keeps
-        self._runnable, self._folder = runnable, folder
+        self.source, self.options, self.progress, self._keeps = planned.source, options, progress, keeps
+        self._planned, self._runnable, self._folder = planned, runnable, folder
         card = runnable.card
         first = runnable.tokenizer.token_id(card.bos_token) if card and card.add_bos else None
         self._check_context()
@@ -145,6 +146,7 @@ class Reference:
         plans = [planned]
         if beside is not None:
             plans.append(plan_run(beside, "float32", options.device))
+            check_plans(*plans)
         scratch = options.scratch or Path(tempfile.gettempdir())
         _check_room(plans, scratch, options, kept_tokens=options.tokens if beside is None else 0)
         with tempfile.TemporaryDirectory(prefix="rrtf-verify-", dir=scratch) as name:
@@ -156,13 +158,14 @@ class Reference:
                 threads=options.threads,
                 progress=progress,
             ) as runnable:
-                yield cls(source, runnable, options, folder, progress, keeps=beside is None)
+                yield cls(planned, runnable, options, folder, progress, keeps=beside is None)
 
     def compare(self, destination: Source, *, compute_type: str = "") -> Verification:
         """Measure `destination` against this reference, by default in the options' compute type. Raises as
         `verify` does."""
         options = self.options
         planned = plan_run(destination, "float32", options.device)
+        check_plans(self._planned, planned)
         with loaded(
             planned,
             self._folder / "model",
@@ -172,7 +175,7 @@ class Reference:
             progress=self.progress,
         ) as model:
             sample = self._runnable.tokenizer.decode(self.data.windows[0].ids)
-            check_pair(self._runnable, model, sample)
+            check_tokenizers(self._runnable, model, sample)
             tallies = self._tallies(model)
             parity = summarise(tallies.values(), self._differences(model), options.continuation, options.seed)
             return self._verification(destination, planned, model, parity)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.card import TOOLS, describe_folder
-from convert.checkpoint import hf_facts
+from convert.checkpoint import card_licence, hf_facts
 from convert.foreign import context_length
 from convert.hf_config import refuse_quantised
 from convert.memory import available_memory
@@ -59,6 +59,7 @@ def convert_whole(source: Source, destination: Path, quantization: str, *, force
             quantization,
             folder,
             context_length=context_length(record),
+            licence=source.licence or card_licence(source.path),
             tools=(*TOOLS, *_PACKAGES),
         )
         write_card(card, folder)

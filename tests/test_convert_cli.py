@@ -84,6 +84,13 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert "rrtf-convert ct2 qwen2.5-coder-0.5b-instruct -o qwen-int8" in capsys.readouterr().out
 
 
+def test_help_of_gguf_says_that_dst_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["gguf", "--help"])
+    said = capsys.readouterr().out
+    assert "file to write" in said and "folder to write" not in said
+
+
 _SLOWED = """
 import sys, time
 from convert import cli, writer
@@ -98,7 +105,10 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.usefixtures("home")
-def test_ctrl_c_leaves_nothing(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_leave_nothing(
+    number: signal.Signals, status: int, model: Path, tmp_path: Path
+) -> None:
     command = [
         sys.executable,
         "-c",
@@ -113,11 +123,38 @@ def test_ctrl_c_leaves_nothing(model: Path, tmp_path: Path) -> None:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "writing\n"
         started = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        process.send_signal(number)
+        assert process.wait(30) == status
         assert time.monotonic() - started < 10
         assert process.stderr.read() == "rrtf-convert: stopped; nothing was left behind\n"
     assert list((tmp_path / "out").iterdir()) == []
+
+
+_SLOW_VERIFY = """
+import sys, time
+from convert import cli, runnable
+def slow(self, ids):
+    print("comparing", flush=True)
+    time.sleep(60)
+runnable.Runnable.log_probabilities = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.usefixtures("home")
+def test_sigterm_takes_the_scratch_folder_of_verify_along(model: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-c", _SLOW_VERIFY, "verify", str(model), str(model), "--quiet"]
+    command += ["--scratch", str(scratch), "--length", "64", "--continuation", "8", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "comparing\n"
+        assert [path.name.startswith("rrtf-verify-") for path in scratch.iterdir()] == [True]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
+        assert process.stderr.read() == "rrtf-convert: stopped; nothing was left behind\n"
+    assert list(scratch.iterdir()) == []
 
 
 def test_the_installed_command_never_imports_torch(model: Path, tmp_path: Path) -> None:

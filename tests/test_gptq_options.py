@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import stat
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny_models import write_hf, write_tokenizer
 from convert import gptq_backends
 from convert.cli import main
 from convert.gptq import Options, quantise
+from convert.gptq_process import Job, run
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.source import Kind, Source
 from rrtf_serve.models.store import Store
@@ -145,7 +147,10 @@ def test_a_damaged_model_is_refused_before_a_library_sees_it(
 
 def test_a_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptq_backends.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"gptqmodel is not installed; pip install 'rrtf-serve\[gptq\]'"):
+    with pytest.raises(
+        ModelError,
+        match=r"gptqmodel is not installed; `make gptq` adds it; .*pip install 'rrtf-serve\[gptq\]'",
+    ):
         gptq_backends.BACKENDS["gptqmodel"].interpreter(None)
 
 
@@ -162,11 +167,40 @@ def test_the_command_exits_with_2_on_a_flag_and_1_on_a_model(
     command = ["gptq", starcoder, "-o", str(tmp_path / "b"), "--backend", "optimum", "--group-size", "32"]
     assert main(command) == 1
     said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("rrtf-convert: ")
+    start, *failure = said.err.splitlines()
+    assert said.out == "" and failure[-1].startswith("rrtf-convert: ")
+    assert start.startswith(f"rrtf-convert: quantising {starcoder} to 4 bits (groups of 32) with optimum; ")
+    assert "calibration: code, 128 windows" in start
+    assert main([*command, "--quiet"]) == 1
+    assert "quantising" not in capsys.readouterr().err
+
+
+_STAND_IN = """\
+#!{python}
+import os, sys
+events = ['{{"layer": 0, "layers": 2}}', '{{"layer": 0, "layers": 2}}', '{{"layer": 1, "layers": 2}}']
+events.append('{{"done": {{"tools": {{}}, "device": "cpu", "seconds": 1.0, "peak_rss_bytes": 1}}}}')
+os.write(int(sys.argv[-1]), "\\n".join(events).encode())
+"""
+
+
+@pytest.mark.parametrize(("progress", "lines"), [(True, ["layer 1 of 2", "layer 2 of 2"]), (False, [])])
+def test_without_a_terminal_each_finished_layer_is_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, progress: bool, lines: list[str]
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(_STAND_IN.format(python=sys.executable), "utf-8")
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    job = Job("stand-in", "", "", "", "", "", 4, 32, True, 0.05, 0, "cpu")
+    with caplog.at_level(logging.INFO, "convert"):
+        assert run(job, python, tmp_path, progress=progress).device == "cpu"
+    assert [record.getMessage() for record in caplog.records] == lines
 
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["gptq", "--help"])
     assert exit_.value.code == 0
-    assert "rrtf-convert gptq qwen2.5-coder-0.5b-instruct -o qwen-gptq4" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rrtf-convert gptq qwen2.5-coder-0.5b-instruct -o qwen-gptq4" in said
+    assert "rrtf-convert gptq smollm2-135m-instruct -o smol-gptq4 --group-size 64" in said

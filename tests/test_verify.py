@@ -185,6 +185,28 @@ def test_another_source_than_the_cards_is_warned_of(
     assert card is not None and card.parity is not None and len(card.parity["warnings"]) == 1
 
 
+def test_what_the_files_tell_apart_is_refused_before_anything_is_loaded(
+    model: Path,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    llama = write_hf(tmp_path / "llama", "llama")
+    int8 = convert_ct2(store.fetch(str(llama)), tmp_path / "int8", progress=False)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(convert.verify, "loaded", never)
+    for other in (llama, int8):
+        assert main(["verify", str(model), str(other), *FLAGS]) == 1
+        assert f"{other}: is a llama model, {model} a qwen2 one" in capsys.readouterr().err
+    for tokens in ("0", "100"):
+        assert main(["verify", "no-such-model", str(int8), "--quiet", "--tokens", tokens]) == 2
+        assert f"--tokens {tokens} is less than two windows" in capsys.readouterr().err
+
+
 def test_models_that_do_not_belong_together_are_refused(source: Source, store: Store, tmp_path: Path) -> None:
     llama = write_hf(tmp_path / "llama", "llama")
     with pytest.raises(ModelError, match=r"is a llama model, .* a qwen2 one"):
@@ -199,6 +221,21 @@ def test_models_that_do_not_belong_together_are_refused(source: Source, store: S
     with pytest.raises(ModelError, match="cuts the same text into other tokens"):
         verify(source, store.fetch(str(tmp_path / "renamed")), SMALL, progress=False)
     assert not list(tmp_path.glob("rrtf-verify-*"))
+
+
+def test_a_small_run_says_on_how_little_it_rests(
+    model: Path, source: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = convert_ct2(source, tmp_path / "int8", progress=False)
+    flags = [flag for flag in FLAGS if flag != "--quiet"]
+    note = "note: the intervals rest on 10 documents; thresholds belong to the defaults (--tokens 4096"
+    assert main(["verify", str(model), str(folder), *flags]) == 0
+    assert note in capsys.readouterr().err
+    assert main(["verify", str(model), str(folder), *FLAGS]) == 0
+    assert "note:" not in capsys.readouterr().err
+    few = ["--prompts", "1", "--continuation", "1"]
+    assert main(["verify", str(model), str(folder), *few]) == 0
+    assert "note:" not in capsys.readouterr().err
 
 
 def test_wrong_sizes_are_wrong_use(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         examples=_EXAMPLES,
     )
     add_source(parser)
-    add_output(parser)
+    add_output(parser, "file")
     parser.add_argument(
         "--type",
         choices=TYPES,

@@ -17,6 +17,7 @@ examples:
   rrtf-convert gptq qwen2.5-coder-0.5b-instruct -o qwen-gptq4
   rrtf-convert gptq ./my-model -o my-gptq8 --bits 8
   rrtf-convert gptq ./my-model -o my-gptq4 --group-size 32 --calibration ./our-code.jsonl
+  rrtf-convert gptq smollm2-135m-instruct -o smol-gptq4 --group-size 64     128 does not divide its 576 inputs
   rrtf-convert gptq ./my-model -o quick --samples 32 --seqlen 512
   rrtf-convert ct2 ./my-gptq4 -o exact --quantization float32     the same weights for CTranslate2
 """
@@ -41,7 +42,8 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         type=int,
         default=128,
         metavar="G",
-        help="inputs that share a scale; -1: one scale per row (default: 128)",
+        help="inputs that share a scale; must divide the width of every matrix (SmolLM2-135M: 64); -1: one "
+        "scale per row (default: 128)",
     )
     option(
         "--desc-act",
@@ -60,7 +62,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     option("--seqlen", type=int, metavar="L", help="tokens of each (default: 2048, or the model's context)")
     option("--seed", type=int, default=0, help="chooses the windows (default: 0)")
     option("--damp", type=float, default=0.05, help="share of the Hessian's mean diagonal (default: 0.05)")
-    option("--backend", default="gptqmodel", help="gptqmodel (default), optimum or auto-gptq")
+    option(
+        "--backend", default="gptqmodel", help="gptqmodel (default), optimum, or auto-gptq (with CUDA only)"
+    )
     option(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one"
     )
@@ -83,11 +87,24 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if not arguments.quiet:
+        logging.getLogger("convert").setLevel(logging.INFO)
     try:
         return _quantise(arguments)
     except ValueError as error:  # a flag's value, which the message names
         print(f"rrtf-convert gptq: {error}", file=sys.stderr)
         return WRONG_USE
+
+
+def _start(arguments: argparse.Namespace) -> str:
+    """What is about to be done: the first layer is minutes away."""
+    groups = "one scale per row" if arguments.group_size == -1 else f"groups of {arguments.group_size}"
+    length = f" of {arguments.seqlen} tokens" if arguments.seqlen else ""
+    return (
+        f"quantising {arguments.source} to {arguments.bits} bits ({groups}) with {arguments.backend}; "
+        f"calibration: {arguments.calibration}, {arguments.samples} windows{length}. "
+        "Loading and calibrating come before the first layer."
+    )
 
 
 def _quantise(arguments: argparse.Namespace) -> int:
@@ -107,6 +124,8 @@ def _quantise(arguments: argparse.Namespace) -> int:
         output_copy=arguments.output_copy,
     )
     progress = not arguments.quiet
+    if progress:
+        print(f"rrtf-convert: {_start(arguments)}", file=sys.stderr, flush=True)
     store = Store(arguments.home)
     return report_folder(
         arguments,

@@ -41,12 +41,11 @@ def add_lookup(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--home", type=Path, help="cache folder (default: RRTF_HOME, else the user's cache)")
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """-o DST and --force."""
-    parser.add_argument("-o", "--output", metavar="DST", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--force", action="store_true", help="replace DST where it is a converted model already"
-    )
+def add_output(parser: argparse.ArgumentParser, what: str = "folder") -> None:
+    """-o DST and --force; `what` DST is to be, "folder" or "file"."""
+    parser.add_argument("-o", "--output", metavar="DST", type=Path, required=True, help=f"{what} to write")
+    replaced = "where it is a converted model already" if what == "folder" else "where it is there already"
+    parser.add_argument("--force", action="store_true", help=f"replace DST {replaced}")
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

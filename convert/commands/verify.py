@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convert.commands.options import Commands, add_lookup, add_report, make_parser
 from rrtf_serve.models.folder import QUANTIZATIONS, read_card
@@ -15,7 +16,11 @@ from rrtf_serve.models.parity import parity_facts
 from rrtf_serve.models.source import detect_kind
 from rrtf_serve.models.store import WHAT_A_SPEC_IS, Store
 
+if TYPE_CHECKING:
+    from convert.verify import Options
+
 WRONG_USE = 2  # as argparse exits
+_FEW_DOCUMENTS = 16  # half of what the defaults compare
 
 _DESCRIPTION = """\
 Compare a converted model with its source on code that it was not calibrated on: top-1 agreement, mean KL per
@@ -108,6 +113,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         source = source_of(path, card, store, progress=progress)
     found = verify(source, destination, options, progress=progress)
     written = not arguments.no_card and write_parity(path, found.record)
+    if progress and (note := _note(options, Options(), found.parity.documents)):
+        print(f"rrtf-convert: note: {note}", file=sys.stderr)
     for warning in found.warnings:
         print(f"rrtf-convert: warning: {warning}", file=sys.stderr)
     if not written and not arguments.no_card:
@@ -123,6 +130,17 @@ def _verify(arguments: argparse.Namespace) -> int:
         for label, text in facts:
             print(f"  {label:{width}}  {text}")
     return _strict(arguments, found.variant, found.failures)
+
+
+def _note(options: Options, default: Options, documents: int) -> str:
+    """What to keep in mind of a run that is smaller than the default, or another; empty: nothing."""
+    same = (options.tokens, options.length) == (default.tokens, default.length)
+    if same and documents >= _FEW_DOCUMENTS:
+        return ""
+    return (
+        f"the intervals rest on {documents} documents; thresholds belong to the defaults "
+        f"(--tokens {default.tokens} --length {default.length})"
+    )
 
 
 def _strict(arguments: argparse.Namespace, row: str, broken: list[str]) -> int:
