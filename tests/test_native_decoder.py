@@ -24,6 +24,7 @@ from rrtf_serve.engine.torch.slots import Slots
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.gptq import GptqSettings
 
+pytestmark = pytest.mark.skipif(library.find_compiler() is None, reason="needs a C++ compiler")
 # Heads of 16, a feed-forward part that is no whole number of tiles deep, an odd vocabulary.
 _WIDER: dict[str, Any] = {
     "hidden_size": 96, "intermediate_size": 80, "num_attention_heads": 6, "vocab_size": 131

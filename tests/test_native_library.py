@@ -11,6 +11,7 @@ import pytest
 
 from rrtf_serve.engine.torch.native import library
 
+pytestmark = pytest.mark.skipif(library.find_compiler() is None, reason="needs a C++ compiler")
 _LOAD = "from rrtf_serve.engine.torch.native import library; print(library.unit(library.load()))"
 
 

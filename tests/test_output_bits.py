@@ -9,6 +9,9 @@ import pytest
 from test_native_decoder import write
 
 from benchmarks.output_bits import main
+from rrtf_serve.engine.torch.native import library
+
+pytestmark = pytest.mark.skipif(library.find_compiler() is None, reason="needs a C++ compiler")
 
 
 def test_fewer_bits_cost_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

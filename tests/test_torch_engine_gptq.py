@@ -23,6 +23,7 @@ from rrtf_serve.engine.torch.native import library
 from rrtf_serve.engine.torch.opening import AnyDecoder, open_decoder
 from rrtf_serve.models.errors import ModelError
 
+pytestmark = pytest.mark.skipif(library.find_compiler() is None, reason="needs a C++ compiler")
 CPU = torch.device("cpu")
 PROMPT = [int(token) for token in np.random.default_rng(1).integers(3, 131, 60)]
 QUANTISED = re.compile(r"(_proj|c_attn|c_fc|attn\.c_proj|mlp\.c_proj)\.weight$")

@@ -38,7 +38,7 @@ class KernelError(Exception):
 @functools.cache
 def load() -> ctypes.CDLL:
     """The library, built where it is not there yet. Raises KernelError."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = find_compiler()
     if compiler is None:
         raise KernelError("no C++ compiler found: install g++, or name one in CXX")
     path = default_home() / "kernels" / f"{_digest(compiler)}.so"
@@ -53,6 +53,11 @@ def load() -> ctypes.CDLL:
             f"{path}: can't be built or loaded ({error}); delete it to build it again"
         ) from error
     return library
+
+
+def find_compiler() -> str | None:
+    """What CXX names, else g++ or clang++ where one is installed."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
 def unit(library: ctypes.CDLL) -> str:
