@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,56 @@ def test_what_is_missing_or_misshapen_is_named(folder: Path, tmp_path: Path) -> 
     path.unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors: missing"):
         NativeDecoder(path.parent, context_length=128)
+
+
+def _configured(folder: Path, to: Path, **values: Any) -> Path:
+    folder = _changed(folder, to, lambda _: None)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), "utf-8")
+    return folder
+
+
+def test_an_untied_output_matrix_must_be_there(folder: Path, tmp_path: Path) -> None:
+    untied = _configured(folder, tmp_path / "untied", tie_word_embeddings=False)
+    with pytest.raises(ModelError, match=r"tensor lm_head\.weight is missing"):
+        NativeDecoder(untied, context_length=128)
+
+
+def test_biases_are_those_of_the_family(folder: Path, tmp_path: Path) -> None:
+    bigcode = write(tmp_path / "starcoder", "starcoder")
+    for name in ("transformer.h.0.ln_1.bias", "transformer.h.1.attn.c_attn.bias"):
+        lacking = _changed(bigcode, tmp_path / name, lambda tensors, name=name: tensors.pop(name))
+        with pytest.raises(ModelError, match=f"tensor {name} is missing"):
+            NativeDecoder(lacking, context_length=128)
+    stray = {
+        "model.layers.0.input_layernorm.bias": torch.ones(96),
+        "model.layers.0.mlp.up_proj.bias": torch.ones(80),
+    }
+    more = _changed(folder, tmp_path / "stray", lambda tensors: tensors.update(stray))
+    expected = all_logits(NativeDecoder(folder, context_length=128), PROMPT)
+    assert torch.equal(all_logits(NativeDecoder(more, context_length=128), PROMPT), expected)
+
+
+def test_a_window_counts_for_families_that_have_one(tmp_path: Path) -> None:
+    plain = write(tmp_path / "llama", "llama")
+    windowed = _configured(plain, tmp_path / "windowed", sliding_window=4)
+    expected = all_logits(NativeDecoder(plain, context_length=128), PROMPT)
+    assert torch.equal(all_logits(NativeDecoder(windowed, context_length=128), PROMPT), expected)
+
+
+def test_numbers_that_make_no_model_are_named(folder: Path, tmp_path: Path) -> None:
+    heads = _configured(folder, tmp_path / "heads", num_key_value_heads=4)
+    with pytest.raises(ModelError, match="6 attention heads can't share 4 heads of keys and values"):
+        NativeDecoder(heads, context_length=128)
+    bigcode = write(tmp_path / "starcoder", "starcoder")
+    short = _changed(
+        bigcode, tmp_path / "short", lambda t: t.update({"transformer.wpe.weight": torch.zeros(8, 96)})
+    )
+    with pytest.raises(ModelError, match=r"wpe\.weight has the shape \(8, 96\); 128 positions of 96"):
+        NativeDecoder(short, context_length=128)
+    unscaled = _configured(bigcode, tmp_path / "unscaled", scale_attn_weights=False)
+    with pytest.raises(NotNativeError, match="not scaled"):
+        NativeDecoder(unscaled, context_length=128)
 
 
 def test_shapes_that_vectors_can_not_hold_are_left_to_transformers(tmp_path: Path) -> None:

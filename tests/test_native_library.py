@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,7 +32,9 @@ def test_several_that_start_at_once_end_with_one_file_that_later_ones_take(home:
     assert units <= set(library.UNITS)
     [built] = home.iterdir()
     before = built.stat().st_mtime_ns
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
+    # No compiler is looked for any more.
+    bare = {**os.environ, "PATH": ""}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300, env=bare)
     assert [path.stat().st_mtime_ns for path in home.iterdir()] == [before]
 
 
@@ -48,7 +51,7 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
         library.load()
     assert list(home.iterdir()) == []
     monkeypatch.setenv("CXX", str(tmp_path / "absent"))
-    with pytest.raises(library.KernelError, match="absent: does not run"):
+    with pytest.raises(library.KernelError, match="No such file or directory"):
         library.load()
 
 

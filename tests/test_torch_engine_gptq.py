@@ -123,6 +123,28 @@ def test_a_gptq_folder_gives_what_its_weights_are_worth(
     assert distance(logits(usual), expected) < 0.03  # activations in bfloat16, the output matrix in 8 bits
 
 
+def test_a_quantised_output_matrix_is_used(tmp_path: Path) -> None:
+    shape = {**WIDE, "vocab_size": 160, "tie_word_embeddings": False}
+    folder, plain = quantised(tmp_path, "llama", bits=8, group=32, **shape)
+    assert distance(logits(opened(folder)), logits(opened(plain))) < 0.03
+    head = {"lm_head.weight": load_file(folder / "model.safetensors").pop("lm_head.weight")}
+    said = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
+    codes = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (96, 160)))
+    scales = np.full((3, 160), 0.001, np.float16)
+    stored = packed(np.full((160, 3), 127), 8).T.copy()
+    parts = {"qweight": packed(codes.numpy(), 8), "qzeros": stored, "scales": scales}
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.pop("lm_head.weight")
+        tensors |= {f"lm_head.{key}": torch.from_numpy(part) for key, part in parts.items()}
+
+    broken(folder, change)
+    head["lm_head.weight"] = ((codes - 128) * 0.001).T.float().contiguous()
+    broken(plain, lambda tensors: tensors.update(head))
+    configure(folder, quantization_config={**said, "lm_head": True})
+    assert distance(logits(opened(folder)), logits(opened(plain))) < 0.01
+
+
 def test_greedy_answers_are_those_of_the_float32_model(tmp_path: Path) -> None:
     folder, plain = quantised(tmp_path, "qwen2", bits=4, group=32, ordered=True, **WIDE)
     requests = [Request(tuple(PROMPT[:size]), 20, frozenset(), GREEDY) for size in (1, 7, 30)]
@@ -139,6 +161,7 @@ def test_without_a_compiler_the_model_runs_and_the_log_says_how(
     folder, plain = quantised(tmp_path, "qwen2", bits=4, group=32, **WIDE)
     library.load.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("RRTF_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("CXX", raising=False)
     try:
         decoder = opened(folder)
@@ -168,6 +191,10 @@ BASE = "model.layers.1.self_attn.k_proj"
         (
             lambda tensors: tensors.update({f"{BASE}.qzeros": tensors[f"{BASE}.qzeros"][:1].clone()}),
             rf"tensor {BASE}\.qzeros has the shape \(1, ",
+        ),
+        (
+            lambda tensors: tensors.update({f"{BASE}.qweight": tensors[f"{BASE}.qweight"].to(torch.int8)}),
+            rf"{BASE} is stored as int8, int32, int32, float16; codes, zeros and g_idx should be int32",
         ),
         (
             lambda tensors: tensors[f"{BASE}.g_idx"].fill_(9),

@@ -258,7 +258,10 @@ class Scheduler:
                 self._batch = None
                 self._rows.clear()
                 left = list(self._jobs)
-            batch.close()
+            try:
+                batch.close()
+            except Exception:  # as in _score
+                log.exception("the engine did not close its batch")
         if left:
             self._failed(left, outcome)
 

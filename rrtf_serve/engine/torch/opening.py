@@ -77,7 +77,15 @@ def open_decoder(
             if "alloc" in str(error):
                 raise too_large(folder, device, wanted) from error
             raise ModelError(f"{folder}: can't be loaded ({error})") from error
-        except (OSError, ValueError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+            ArithmeticError,
+            SafetensorError,
+        ) as error:  # a configuration with other types or numbers than any model has
             raise ModelError(f"{folder}: can't be loaded ({error})") from error
     if output_bits not in (None, 16):
         raise ValueError("--output-bits: only the CPU kernels round the output matrix; they don't run this")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ class Pages:
         except OSError as error:
             raise MemoryError(f"not enough memory for {size / 1e6:.0f} MB of keys and values") from error
         # A huge page would be taken whole for the first byte in it.
-        self._map.madvise(mmap.MADV_NOHUGEPAGE)
+        with suppress(OSError):  # a kernel without huge pages
+            self._map.madvise(mmap.MADV_NOHUGEPAGE)
         return torch.frombuffer(self._map, dtype=dtype).view(shape)
 
     def clear(self, part: Tensor) -> None:
@@ -48,5 +50,7 @@ class Pages:
         flat = part.view(-1)
         flat[: (first - start) // part.itemsize].zero_()
         flat[flat.numel() - (stop - last) // part.itemsize :].zero_()
-        if sys.platform == "linux":
+        try:
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        except OSError:  # memory that is locked
+            flat.zero_()

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -53,6 +54,11 @@ class Tensors:
     def quantised(self, name: str, outputs: int, inputs: int, settings: GptqSettings) -> dict[str, Tensor]:
         """qweight, qzeros, scales and perhaps g_idx of a GPTQ matrix, their shapes checked."""
         bits = settings.bits
+        if inputs * bits % 32 or outputs * bits % 32:
+            raise ModelError(
+                f"{self.folder}: {name} has {inputs} inputs and {outputs} outputs, which fill no whole words "
+                f"of {bits}-bit codes"
+            )
         groups = 1 if settings.group_size == -1 else -(-inputs // settings.group_size)
         parts = {
             "qweight": self.get(f"{name}.qweight", (inputs * bits // 32, outputs)),
@@ -60,6 +66,13 @@ class Tensors:
             "scales": self.get(f"{name}.scales", (groups, outputs)),
         }
         members = self.optional(f"{name}.g_idx", (inputs,))
+        whole = [parts["qweight"], parts["qzeros"], *([] if members is None else [members])]
+        if any(part.dtype != torch.int32 for part in whole) or not parts["scales"].is_floating_point():
+            kinds = ", ".join(str(part.dtype).removeprefix("torch.") for part in [*whole, parts["scales"]])
+            raise ModelError(
+                f"{self.folder}: {name} is stored as {kinds}; codes, zeros and g_idx should be int32 and "
+                "scales floating"
+            )
         if members is None:
             return parts
         if inputs and not 0 <= int(members.min()) <= int(members.max()) < groups:
@@ -82,6 +95,8 @@ def _shards(folder: Path) -> list[Path]:
         paths = [folder / name for name in sorted(names)]
     else:
         paths = sorted(folder.glob("*.safetensors"))
+        if len(paths) > 1:  # other files may lie beside the model; AutoGPTQ names its only one differently
+            paths = [folder / "model.safetensors"]
     absent = [path for path in paths if not path.is_file()]
     if absent or not paths:
         raise ModelError(

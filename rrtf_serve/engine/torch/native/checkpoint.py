@@ -81,6 +81,28 @@ _STARCODER = Names(
 FAMILIES = {"llama": _LLAMA, "qwen2": _LLAMA, "starcoder2": _STARCODER2, "gpt_bigcode": _STARCODER}
 
 
+@dataclass(frozen=True)
+class Biases:
+    """Which parts have one: what the family and the configuration say, whatever else a file holds."""
+
+    norm: bool
+    attention_in: bool
+    attention_out: bool
+    mlp: bool
+
+
+def _biases_of(config: Any) -> Biases:
+    match config.model_type:
+        case "gpt_bigcode":
+            return Biases(norm=True, attention_in=True, attention_out=True, mlp=True)
+        case "starcoder2":
+            return Biases(True, config.use_bias, config.use_bias, config.use_bias)
+        case "qwen2":
+            return Biases(norm=False, attention_in=True, attention_out=False, mlp=False)
+        case _:
+            return Biases(False, config.attention_bias, config.attention_bias, config.mlp_bias)
+
+
 @dataclass(eq=False)
 class Weights:
     """A model for the kernels, and the tensors that it points to."""
@@ -133,9 +155,17 @@ class _Reader:
             starcoder2 = config.model_type == "starcoder2"
             self._epsilon = config.norm_epsilon if starcoder2 else config.rms_norm_eps
             activation = config.hidden_act
+        self._biases = _biases_of(config)
         if activation not in layout.ACTIVATIONS:
             raise NotNativeError(f"activation {activation}")
         self._activation = layout.ACTIVATIONS[activation]
+        if self._kv_heads < 1 or self._heads % self._kv_heads:
+            raise ModelError(
+                f"{tensors.folder / 'config.json'}: {self._heads} attention heads can't share "
+                f"{self._kv_heads} heads of keys and values"
+            )
+        if config.model_type == "gpt_bigcode" and not config.scale_attn_weights:
+            raise NotNativeError("attention that is not scaled")
         for what, size in (("head size", self._head_dim), ("width of the feed-forward part", self._width)):
             if size % 16:
                 raise NotNativeError(f"{what} {size}, which is no multiple of 16")
@@ -153,16 +183,10 @@ class _Reader:
             )
         if table.dtype not in _TABLES or not table.is_contiguous():
             raise NotNativeError(f"an embedding of type {table.dtype}")
-        tied = "lm_head.weight" not in self._tensors
-        output = table if tied else self._tensors.get("lm_head.weight", (vocabulary, self._hidden))
         bits = output_bits or (8 if self._settings else 16)
-        if bits == 16:
-            head = pack_plain(output)
-            let_go(output)
-        else:
-            head = pack_rounded(output, bits, _group_of(self._hidden), release=let_go)
+        head = self._output(table, bits)
         rotary = (None, None) if names.learned else self._rotary(context_length)
-        learned = self._floats(self._tensors.get(names.learned)) if names.learned else None
+        learned = self._learned(names.learned, context_length) if names.learned else None
         self._kept += [layers, table]
         model = layout.Model(
             hidden=self._hidden,
@@ -179,13 +203,36 @@ class _Reader:
             sines=self._keep(rotary[1]),
             layer=ctypes.cast(layers, ctypes.POINTER(layout.Layer)),
             last=self._norm(names.last_norm),
-            head=self._structure(head),
+            head=head,
             scale=self._head_dim**-0.5,
         )
         return Weights(model, vocabulary, bits, self._kept, self._bytes)
 
+    def _output(self, table: Tensor, bits: int) -> layout.Linear:
+        """The output matrix: its own, quantised or not, or the embedding where the two are tied."""
+        tensors, shape = self._tensors, (len(table), self._hidden)
+        if "lm_head.qweight" in tensors:
+            return self._matrix("lm_head", *shape, biased=False)
+        alone = "lm_head.weight" in tensors or not self._config.tie_word_embeddings
+        output = tensors.get("lm_head.weight", shape) if alone else table
+        if bits == 16:
+            head = pack_plain(output)
+            let_go(output)
+        else:
+            head = pack_rounded(output, bits, _group_of(self._hidden), release=let_go)
+        return self._structure(head)
+
+    def _learned(self, name: str, context_length: int) -> Tensor:
+        found = self._tensors.get(name)
+        if found.dim() != 2 or found.shape[1] != self._hidden or len(found) < context_length:
+            raise ModelError(
+                f"{self._tensors.folder}: tensor {name} has the shape {tuple(found.shape)}; "
+                f"{context_length} positions of {self._hidden} numbers are needed"
+            )
+        return self._floats(found)
+
     def _layer(self, index: int) -> layout.Layer:
-        names = self._names
+        names, biases = self._names, self._biases
         query, shared = self._heads * self._head_dim, self._kv_heads * self._head_dim
         if len(names.attention_in) == 1:
             outputs: tuple[int, ...] = (query + 2 * shared,)
@@ -198,27 +245,37 @@ class _Reader:
         layer = layout.Layer(
             before_attention=self._norm(names.before_attention.format(index)),
             before_mlp=self._norm(names.before_mlp.format(index)),
-            attention_out=self._matrix(names.attention_out.format(index), self._hidden, query),
-            mlp_out=self._matrix(names.mlp_out.format(index), self._hidden, self._width),
+            attention_out=self._matrix(
+                names.attention_out.format(index), self._hidden, query, biased=biases.attention_out
+            ),
+            mlp_out=self._matrix(names.mlp_out.format(index), self._hidden, self._width, biased=biases.mlp),
             attention_ins=len(outputs),
             mlp_ins=len(names.mlp_in),
             window=self._window(index),
         )
         for place, (name, size) in enumerate(zip(names.attention_in, outputs, strict=True)):
-            layer.attention_in[place] = self._matrix(name.format(index), size, self._hidden, rows)
+            layer.attention_in[place] = self._matrix(
+                name.format(index), size, self._hidden, biased=biases.attention_in, rows=rows
+            )
         for place, name in enumerate(names.mlp_in):
-            layer.mlp_in[place] = self._matrix(name.format(index), self._width, self._hidden)
+            layer.mlp_in[place] = self._matrix(
+                name.format(index), self._width, self._hidden, biased=biases.mlp
+            )
         return layer
 
     def _window(self, index: int) -> int:
         kinds = getattr(self._config, "layer_types", None)
+        if self._config.model_type not in ("qwen2", "starcoder2"):
+            return 0  # others may carry the setting, but have no window
         if self._config.model_type == "qwen2" and (not kinds or kinds[index] != "sliding_attention"):
             return 0
         return int(getattr(self._config, "sliding_window", None) or 0)
 
-    def _matrix(self, name: str, outputs: int, inputs: int, rows: Tensor | None = None) -> layout.Linear:
+    def _matrix(
+        self, name: str, outputs: int, inputs: int, *, biased: bool, rows: Tensor | None = None
+    ) -> layout.Linear:
         tensors = self._tensors
-        bias = tensors.optional(f"{name}.bias", (outputs,))
+        bias = tensors.get(f"{name}.bias", (outputs,)) if biased else None
         if self._settings is None or f"{name}.weight" in tensors:
             weight = tensors.get(f"{name}.weight", (outputs, inputs))
             some, its_bias = weight, bias
@@ -239,7 +296,7 @@ class _Reader:
 
     def _norm(self, name: str) -> layout.Norm:
         weight = self._floats(self._tensors.get(f"{name}.weight", (self._hidden,)))
-        bias = self._tensors.optional(f"{name}.bias", (self._hidden,))
+        bias = self._tensors.get(f"{name}.bias", (self._hidden,)) if self._biases.norm else None
         return layout.Norm(
             weight=self._keep(weight),
             bias=self._keep(None if bias is None else self._floats(bias)),

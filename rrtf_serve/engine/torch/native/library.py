@@ -1,8 +1,8 @@
 """The kernels, compiled by this machine's own compiler when they are first needed, and kept.
 
 One plain C++ file and no library but OpenMP, so a build takes seconds; the file that comes out lies in the
-store's home under kernels/, named by a digest of the source, the compiler and the processor. torch must be
-imported before it is loaded: both then share torch's OpenMP runtime and its threads.
+store's home under kernels/, named by a digest of the source, CXX and the processor, and needs no compiler any
+more. torch must be imported before it is loaded: both then share torch's OpenMP runtime and its threads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -38,13 +39,13 @@ class KernelError(Exception):
 @functools.cache
 def load() -> ctypes.CDLL:
     """The library, built where it is not there yet. Raises KernelError."""
-    compiler = find_compiler()
-    if compiler is None:
-        raise KernelError("no C++ compiler found: install g++, or name one in CXX")
-    path = default_home() / "kernels" / f"{_digest(compiler)}.so"
+    path = default_home() / "kernels" / f"{_digest()}.so"
     try:
         if not path.is_file():
-            _build(compiler, path)
+            compiler = find_compiler()
+            if compiler is None:
+                raise KernelError("no C++ compiler found: install g++, or name one in CXX")
+            _build(shlex.split(compiler), path)
         library = ctypes.CDLL(str(path))
         layout.declare(library)
         library.best()  # asks the system once for the use of AMX, before other threads begin
@@ -65,14 +66,8 @@ def unit(library: ctypes.CDLL) -> str:
     return UNITS[library.best()]
 
 
-def _digest(compiler: str) -> str:
-    try:
-        version = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, timeout=_BUILD_SECONDS, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise KernelError(f"{compiler}: does not run ({error})") from error
-    parts = (_SOURCE.read_text("utf-8"), " ".join(_FLAGS), version, _processor())
+def _digest() -> str:
+    parts = (_SOURCE.read_text("utf-8"), " ".join(_FLAGS), os.environ.get("CXX", ""), _processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
@@ -86,17 +81,17 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def _build(compiler: str, path: Path) -> None:
+def _build(compiler: list[str], path: Path) -> None:
     log.info("building the CPU kernels (once; some seconds) ...")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Several servers may start at once: each builds its own and the last rename stands.
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         built = Path(scratch) / path.name
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
+        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
         try:
             subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=True)
         except subprocess.CalledProcessError as error:
             raise KernelError(f"{' '.join(command)} failed:\n{error.stderr[-2000:]}") from error
-        except subprocess.SubprocessError as error:
+        except (OSError, subprocess.SubprocessError) as error:
             raise KernelError(f"{' '.join(command)}: {error}") from error
         built.rename(path)
