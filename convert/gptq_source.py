@@ -9,13 +9,18 @@ import threading
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
-
 from convert.hf_config import read_config
 from convert.safetensors_source import SafetensorsSource
 from convert.sources import FloatArray, StoredType
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.gptq import IntArray, Layer, dequantise, read_settings, unpack
+from rrtf_serve.models.gptq import (
+    IntArray,
+    Layer,
+    consecutive_groups,
+    dequantise,
+    read_settings,
+    unpack_zeros,
+)
 from rrtf_serve.models.records import Record
 
 _PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
@@ -76,8 +81,7 @@ class GptqSource:
         bits, size = self.settings.bits, self.settings.group_size
         groups_count = 1 if size == -1 else math.ceil(inputs / size)
         qzeros = self._integers(f"{base}.qzeros", (groups_count, _words(outputs, bits)))
-        zeros = unpack(np.ascontiguousarray(qzeros.T), bits, outputs).T
-        zeros = zeros + self.settings.offset & 2**bits - 1
+        zeros = unpack_zeros(qzeros, self.settings, outputs)
         scales = self._stored.rows(f"{base}.scales", 0, groups_count)
         if scales.shape != (groups_count, outputs):
             raise self._misshapen(f"{base}.scales", scales.shape, (groups_count, outputs))
@@ -89,7 +93,7 @@ class GptqSource:
                     f"there are {groups_count}"
                 )
         else:
-            groups = np.arange(inputs, dtype=np.int32) // np.int32(inputs if size == -1 else size)
+            groups = consecutive_groups(self.settings, inputs)
         qweight = self._integers(f"{base}.qweight", (_words(inputs, bits), outputs))
         return Layer(qweight, zeros, scales, groups)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import write_gguf, write_tokenizer
+from tiny_models import write_gguf, write_small
 
 from benchmarks import table_rounds
 from benchmarks.cli import main
@@ -31,20 +31,7 @@ TASKS = ["prefill", "1", "2"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty million weights: a step takes long enough to be told from the next."""
-    import torch
-    import transformers
-
-    folder = tmp_path_factory.mktemp("hf") / "small"
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=512, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=2, max_position_embeddings=256, vocab_size=128, eos_token_id=2, bos_token_id=1,
-    )  # fmt: skip
-    causal: Any = transformers.AutoModelForCausalLM
-    causal.from_config(config).save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
+    return write_small(tmp_path_factory.mktemp("hf") / "small")
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import ctranslate2
 import numpy as np
 import pytest
+from engine_rows import collect, tokens
 from tiny_ct2 import EOS, write_bigcode, write_llama
 
 from rrtf_serve.engine import ct2_batch
@@ -34,28 +35,6 @@ def engine(llama: Path) -> Iterator[Ct2Engine]:
     engine = Ct2Engine(llama, context_length=128)
     yield engine
     engine.close()
-
-
-def collect(engine: Ct2Engine, requests: list[Request]) -> list[list[Delta]]:
-    """Each row's deltas; checks what holds for every batch."""
-    batch = engine.start(requests)
-    rows: list[list[Delta]] = [[] for _ in requests]
-    try:
-        while deltas := batch.step():
-            for delta in deltas:
-                rows[delta.row].append(delta)
-        assert batch.step() == []
-    finally:
-        batch.close()
-    for row in rows:
-        assert [delta.finish for delta in row[:-1]] == [None] * (len(row) - 1)
-        assert row[-1].finish is not None
-        assert all(delta.token is not None for delta in row[:-1])
-    return rows
-
-
-def tokens(row: list[Delta]) -> list[int]:
-    return [delta.token for delta in row if delta.token is not None]
 
 
 def answer(row: list[Delta]) -> tuple[list[int], str | None]:

@@ -110,6 +110,22 @@ def write_hf(folder: Path, name: str, *, dtype: str = "float32", shard: str = "5
     return folder
 
 
+def write_small(folder: Path) -> Path:
+    """Twenty million weights: a step takes long enough to be told from the next."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=512, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8,
+        num_key_value_heads=2, max_position_embeddings=256, vocab_size=128, eos_token_id=2, bos_token_id=1,
+    )  # fmt: skip
+    causal: Any = transformers.AutoModelForCausalLM
+    causal.from_config(config).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
 def tokens(size: int = TOKENS) -> list[str]:
     return ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())[: size - 3]]
 

@@ -86,6 +86,19 @@ def unpack(words: IntArray, bits: int, count: int) -> IntArray:
     return values
 
 
+def unpack_zeros(qzeros: IntArray, settings: GptqSettings, outputs: int) -> IntArray:
+    """Zero points as they count, the format's offset added: (G, outputs)."""
+    stored = unpack(np.ascontiguousarray(qzeros.T), settings.bits, outputs).T
+    zeros: IntArray = stored + np.int32(settings.offset) & np.int32(2**settings.bits - 1)
+    return zeros
+
+
+def consecutive_groups(settings: GptqSettings, inputs: int) -> IntArray:
+    """The group of each input where no g_idx is stored: (inputs,)."""
+    size = inputs if settings.group_size == -1 else settings.group_size
+    return np.arange(inputs, dtype=np.int32) // np.int32(size)
+
+
 def dequantise(layer: Layer, bits: int, start: int, stop: int) -> FloatArray:
     """Outputs [start, stop) as float32 rows: (stop - start, I). One rounding, of the product."""
     inputs = len(layer.groups)

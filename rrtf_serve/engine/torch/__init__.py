@@ -10,7 +10,7 @@ decoder     one forward pass of a transformers model over slots
 attention   what transformers' attention layers call: writes keys and values into slots, reads them back
 slots       where keys and values live: one slot per row;  pages  the memory they take
 shelf       what slots hold once their rows have left, and which one a new row gets
-checkpoint  a folder loaded as a transformers model
+checkpoint  a folder loaded as a transformers model;  tensors  what both decoders read of one
 
 Imported only when this engine is asked for: torch and transformers are no part of the base install.
 """

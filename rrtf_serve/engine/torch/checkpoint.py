@@ -20,7 +20,14 @@ from safetensors import SafetensorError
 from rrtf_serve.engine.torch import DTYPES, attention
 from rrtf_serve.engine.torch.tensors import Tensors
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.gptq import GptqSettings, Layer, dequantise, read_settings, unpack
+from rrtf_serve.models.gptq import (
+    GptqSettings,
+    Layer,
+    consecutive_groups,
+    dequantise,
+    read_settings,
+    unpack_zeros,
+)
 from rrtf_serve.models.records import Record
 from rrtf_serve.models.source import Kind, detect_kind
 
@@ -154,13 +161,11 @@ def _load_dequantised(folder: Path, dtype: torch.dtype) -> Any:
 def _dequantised(tensors: Tensors, name: str, shape: tuple[int, ...], settings: GptqSettings) -> torch.Tensor:
     outputs, inputs = shape
     parts = {key: part.numpy() for key, part in tensors.quantised(name, outputs, inputs, settings).items()}
-    zeros = unpack(np.ascontiguousarray(parts["qzeros"].T), settings.bits, outputs).T
-    size = inputs if settings.group_size == -1 else settings.group_size
     layer = Layer(
         parts["qweight"],
-        zeros + settings.offset & (1 << settings.bits) - 1,
+        unpack_zeros(parts["qzeros"], settings, outputs),
         parts["scales"].astype(np.float32),
-        parts.get("g_idx", np.arange(inputs, dtype=np.int32) // np.int32(size)),
+        parts.get("g_idx", consecutive_groups(settings, inputs)),
     )
     return torch.from_numpy(dequantise(layer, settings.bits, 0, outputs))
 

@@ -9,12 +9,11 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rrtf_serve.engine.torch.native import layout, library
-from rrtf_serve.models.gptq import GptqSettings, unpack
+from rrtf_serve.models.gptq import GptqSettings, unpack_zeros
 
 LANES, DEPTH = 16, 32  # outputs and inputs of a tile
 _ROWS = 4096  # outputs that are rounded at a time, whole tiles
@@ -150,13 +149,10 @@ def pack_gptq(
             raise PackingError(f"groups of unequal size, though they should have {group} inputs")
     if groups > 1 and group % DEPTH:
         raise PackingError(f"groups of {group} inputs are not a multiple of {DEPTH}")
-    zeros = torch.from_numpy(
-        unpack(np.ascontiguousarray(parts["qzeros"].numpy().T), bits, outputs).T.astype(np.int32)
-    )
     # Codes of 2 and 3 bits are kept as 4.
     kept = 8 if bits == 8 else 4
     middle = 1 << bits - 1  # the zero of symmetric quantisation
-    zeros = (zeros + settings.offset & (1 << bits) - 1) - middle
+    zeros = torch.from_numpy(unpack_zeros(parts["qzeros"].numpy(), settings, outputs)) - middle
     if rows is not None:
         qweight, scales, zeros = qweight[:, rows], scales[:, rows], zeros[:, rows]
         bias = None if bias is None else bias[rows]
