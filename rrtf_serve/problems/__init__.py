@@ -5,6 +5,7 @@ origins        where data files come from: data folder, installed package, hub
 gold           reference solutions: do they pass here, how long do they take
 suites         names of suites -> loaders
 humaneval, mbpp, evalplus, leetcode, codereval, infilling, codecontests, multipl_e, user_file: one format each
+stubs          MBPP's tasks in HumanEval's form, to train on and to choose by
 prompts        named prompt formats;  extraction  code out of a response;  syntax  Python's parser
 jobs           a problem and a completion -> a job for the sandbox
 samples        sample files: JSON Lines in and out, content keys, resuming after a kill

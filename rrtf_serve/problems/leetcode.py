@@ -5,10 +5,13 @@ PanGu-Coder2 (arXiv 2307.14936, section 4.1.1: free problems created after 1 Jul
 list was not published. It is chosen by `question_id`, which is LeetCode's internal number ("Decode the
 Message", public id 2325, has 2406): 316 problems, 83 easy, 164 medium, 69 hard. Tests are the data set's
 generated ones; the paper used the public ones.
+
+`leetcode-fit` and `leetcode-dev` are for training and for its choices: the training file without those 316.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -38,6 +41,20 @@ def load_leetcode_after_2022_07(folder: Path | None) -> Suite:
     numbers = set(AFTER_2022_07) - LATER
     chosen = [record for record in records if record["meta"]["question_id"] in numbers]
     return make_suite("leetcode-after-2022-07", [solution_problem(record) for record in chosen])
+
+
+def load_leetcode_before_2022_07(folder: Path | None, *, held_out: bool) -> Suite:
+    """Problems of the training file that are not in `leetcode-after-2022-07`: those to train on, or the
+    sixteenth that is kept from training to choose by. Which is which follows from a problem's name alone."""
+    later = load_leetcode_after_2022_07(folder).problems
+    records = [record for record in load_records(_data("train"), folder) if record["task_id"] not in later]
+    chosen = [record for record in records if _held_out(record["task_id"]) is held_out]
+    name = "leetcode-dev" if held_out else "leetcode-fit"
+    return make_suite(name, [solution_problem(record) for record in chosen])
+
+
+def _held_out(task_id: str) -> bool:
+    return hashlib.sha256(task_id.encode("utf-8")).digest()[0] < 16
 
 
 def solution_problem(record: Record) -> Problem:

@@ -78,16 +78,17 @@ def _parts(problem: Problem) -> tuple[str, str, str]:
 
     MBPP's problems have no signature: the task with an example call is all there is.
     """
-    if problem.signature:
+    if problem.signature and problem.task:
         return problem.prompt, problem.task, problem.signature
-    whole = problem.prompt + missing_body(problem.prompt)
+    asked = problem.signature or problem.prompt  # a signature alone holds the task in its docstring
+    whole = asked + missing_body(asked)
     try:
         module = parse(whole)
     except (SyntaxError, ValueError) as error:
         raise ValueError(
             f"{problem.task_id}: its prompt is no Python ({error}); use another --prompt"
         ) from error
-    if not defines(problem.prompt, problem):
+    if not defines(asked, problem):
         return "", ast.get_docstring(module) or problem.task, ""
     named = (node for node in module.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     function = next((node for node in named if node.name == problem.entry_point), None)

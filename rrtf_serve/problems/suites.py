@@ -11,11 +11,16 @@ from rrtf_serve.problems.codereval import MEMBERS, load_codereval
 from rrtf_serve.problems.evalplus import load_humaneval_plus, load_mbpp_plus
 from rrtf_serve.problems.humaneval import load_humaneval
 from rrtf_serve.problems.infilling import FILES, load_infilling
-from rrtf_serve.problems.leetcode import load_leetcode, load_leetcode_after_2022_07
+from rrtf_serve.problems.leetcode import (
+    load_leetcode,
+    load_leetcode_after_2022_07,
+    load_leetcode_before_2022_07,
+)
 from rrtf_serve.problems.mbpp import SPLITS, load_mbpp
 from rrtf_serve.problems.multipl_e import LANGUAGES, load_multipl_e
 from rrtf_serve.problems.origins import data_folder
 from rrtf_serve.problems.problem import Suite
+from rrtf_serve.problems.stubs import STUB_SPLITS, load_mbpp_stubs
 from rrtf_serve.problems.user_file import load_user_file
 
 SUITES: dict[str, Callable[[Path | None], Suite]] = {
@@ -25,9 +30,12 @@ SUITES: dict[str, Callable[[Path | None], Suite]] = {
     **{f"mbpp-{split}": partial(load_mbpp, split=split) for split in SPLITS},
     "mbpp-sanitized": partial(load_mbpp, sanitized=True),
     **{f"mbpp-sanitized-{split}": partial(load_mbpp, sanitized=True, split=split) for split in SPLITS},
+    **{f"mbpp-stubs-{split}": partial(load_mbpp_stubs, split=split) for split in STUB_SPLITS},
     "mbpp-plus": load_mbpp_plus,
     "leetcode-test": partial(load_leetcode, split="test"),
     "leetcode-train": partial(load_leetcode, split="train"),
+    "leetcode-fit": partial(load_leetcode_before_2022_07, held_out=False),
+    "leetcode-dev": partial(load_leetcode_before_2022_07, held_out=True),
     "leetcode-after-2022-07": load_leetcode_after_2022_07,
     **{name: partial(load_infilling, name) for name in FILES},
     "codecontests": load_codecontests,
