@@ -19,7 +19,8 @@ CODE = "import math\r\ndef area(r, *, k=2) -> float:\r\n    return k * math.pi *
 
 def problem(task: str = "Write a function to find an area.", first: str = "assert area(0) == 0") -> Problem:
     return Problem(
-        task_id="Mbpp/601", prompt="unused", entry_point="area", tests=FunctionTests(f"{first}\nassert area(1) > 6"),
+        task_id="Mbpp/601", prompt="unused", entry_point="area",
+        tests=FunctionTests(f"{first}\nassert area(1) > 6"),
         task=task, reference=CODE.replace("\r\n", "\n"),
     )  # fmt: skip
 
