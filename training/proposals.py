@@ -35,20 +35,16 @@ Task:
 {text}
 """
 
+# Asked for as assertions, since small models that are asked for bare calls write the function instead. The
+# values they state are not read.
 _CALLS = """\
-Here is a programming task and the header of the function that solves it.
+A function `{header}` was written for this task:
 
-Task:
 {text}
 
-```python
-{signature}
-    ...
-```
-
-Write {count} different calls of `{name}` to try a solution on: ordinary inputs of several sizes, and every \
-edge case that the task allows. One call on a line, such as `{name}(...)`, with literal arguments only, \
-without variables and without the results. Answer with one Python code block and nothing else.
+Write {count} assert statements that test it, such as `assert {name}(...) == ...`: ordinary inputs of \
+several sizes, and every edge case that the task allows. One statement on a line, with literal arguments and \
+without variables. Answer with one Python code block that holds the assert statements and not the function.
 """
 
 
@@ -103,7 +99,12 @@ def signature_prompt(task: Task) -> Prompt:
 def calls_prompt(task: Task, signature: str, count: int) -> Prompt:
     """Asks for `count` calls of the function of this header."""
     name = name_of(signature)
-    return Prompt("calls", message=_CALLS.format(text=task.text, signature=signature, count=count, name=name))
+    return Prompt(
+        "calls",
+        message=_CALLS.format(
+            text=task.text, header=signature.removeprefix("def ").removesuffix(":"), count=count, name=name
+        ),
+    )
 
 
 def header_of(code: str) -> str:
