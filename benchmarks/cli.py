@@ -17,6 +17,7 @@ from benchmarks.judge import judge
 from benchmarks.judge_speed import judge_speed
 from benchmarks.latency import measure_memory, measure_overhead, measure_startup
 from benchmarks.passk import PasskConfig, compare_runs, passk
+from benchmarks.study_commands import add_study
 from benchmarks.table import TableConfig, measure_table
 from benchmarks.table_rounds import Work
 from benchmarks.table_starcoder import StarcoderConfig, measure_starcoder
@@ -277,6 +278,7 @@ def _add_judging(commands: Any) -> None:
 
     _add_variants(command)
     _add_table(command)
+    add_study(command)
     one = command(
         "compare", "paired comparison of two judged runs, B against A",
         lambda a: compare_runs(a.a, a.b, a.k), sandbox=False,
