@@ -15,12 +15,13 @@ from rrtf_serve.models.errors import ModelError
 from rrtf_serve.problems.samplers import SamplerError
 from rrtf_serve.problems.samples import BusyError
 from rrtf_serve.sandbox.limits import SandboxUnavailable
+from training.commands import clean
 
 # What a shell reports for Ctrl-C and for SIGTERM.
 INTERRUPTED, TERMINATED = 130, 143
 
 # In the order of --help. Each has add(commands), which sets run(arguments) -> exit status.
-_COMMANDS: tuple[ModuleType, ...] = ()
+_COMMANDS: tuple[ModuleType, ...] = (clean,)
 
 _EXAMPLES = """\
 examples:
