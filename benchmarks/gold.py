@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.judge import SandboxOptions
 from benchmarks.machine import machine_record
 from benchmarks.spread import summary
 from rrtf_serve.problems import gold
 from rrtf_serve.problems.suites import load_suite
+from rrtf_serve.sandbox.options import SandboxOptions
 
 log = logging.getLogger(__name__)
 

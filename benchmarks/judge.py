@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +10,10 @@ from rrtf_serve.problems import gold
 from rrtf_serve.problems.evaluate import score
 from rrtf_serve.problems.judging import judge_file
 from rrtf_serve.problems.suites import load_suite
-from rrtf_serve.sandbox.judge import Sandbox
-from rrtf_serve.sandbox.limits import Level
+from rrtf_serve.sandbox.options import SandboxOptions
 
 KS = (1, 10, 100)
 NOTHING = "no problem is left: the references of all of them fail here; rrtf-bench gold says why"
-
-
-@dataclass(frozen=True)
-class SandboxOptions:
-    """What every judging command can be told."""
-
-    level: str | None = None  # None: RRTF_SANDBOX, else the strongest that works here
-    workers: int | None = None  # None: one per core
-    site_packages: tuple[Path, ...] = ()  # what candidates may import besides the standard library
-
-    def open(self) -> Sandbox:
-        """Raises SandboxUnavailable; ValueError on an unknown level, naming the flag."""
-        if self.level is not None and self.level not in set(Level):
-            raise ValueError(f"--sandbox {self.level}: must be one of {', '.join(Level)}")
-        for folder in self.site_packages:
-            if not folder.is_dir():
-                raise ValueError(f"--site-packages {folder}: no such folder")
-        level = Level(self.level) if self.level else None
-        return Sandbox(level, self.workers, site_packages=self.site_packages)
 
 
 def judge(

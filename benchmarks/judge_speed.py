@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.judge import SandboxOptions
 from benchmarks.machine import machine_record
 from benchmarks.spread import summary
 from rrtf_serve.problems.gold import limits_of
@@ -27,6 +26,7 @@ from rrtf_serve.problems.suites import load_suite
 from rrtf_serve.sandbox.jobs import Job
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import Limits
+from rrtf_serve.sandbox.options import SandboxOptions
 
 SHARE = 1000  # samples per line of the report of `flat`
 

@@ -11,22 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.judge import SandboxOptions
 from benchmarks.machine import machine_record
-from rrtf_serve.config import ServeConfig
-from rrtf_serve.loading import describe_source, load_engine
-from rrtf_serve.models.folder import Card
-from rrtf_serve.models.prompts import prompts_of
-from rrtf_serve.models.source import Source
-from rrtf_serve.models.tokens import Tokenizer
-from rrtf_serve.preparation import prepare_source
 from rrtf_serve.problems import gold
 from rrtf_serve.problems.estimator import compare
 from rrtf_serve.problems.evaluate import Run, cut_off, draw, mean_tokens, per_problem, score
@@ -35,12 +27,13 @@ from rrtf_serve.problems.judging import judge_file, read_results
 from rrtf_serve.problems.origins import json_lines
 from rrtf_serve.problems.problem import Suite
 from rrtf_serve.problems.prompts import render
-from rrtf_serve.problems.samplers import Decoding, EngineSampler, HttpSampler, Sampler
+from rrtf_serve.problems.samplers import Decoding
 from rrtf_serve.problems.samples import open_alone
 from rrtf_serve.problems.suites import load_suite
+from rrtf_serve.sampling import SamplerConfig, open_sampler
 from rrtf_serve.sandbox.judge import Sandbox
+from rrtf_serve.sandbox.options import SandboxOptions
 
-ENGINES = ("ct2", "http", "torch")
 # Settings that the default folder's name tells apart where they are not the usual ones, and how.
 NAMED = {
     "top_p": "p",
@@ -112,12 +105,7 @@ class PasskConfig:
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ValueError(f"--engine {self.engine}: must be one of {', '.join(ENGINES)}")
-        if self.dtype != "auto" and self.engine != "torch":
-            raise ValueError(f"--dtype {self.dtype}: goes with --engine torch")
-        if (self.engine == "http") != (self.url is not None):
-            raise ValueError("--engine http needs --url http://host:port, and --url needs --engine http")
+        self.sampler()
         if self.protocol not in (None, "paper"):
             raise ValueError(f"--protocol {self.protocol}: the only one is 'paper'")
         given = {
@@ -127,10 +115,16 @@ class PasskConfig:
         for flag, value in given.items():
             if self.protocol and value is not None:
                 raise ValueError(f"{flag}: --protocol {self.protocol} sets it; leave one of the two out")
-        if not 1 <= self.batch <= 1024:
-            raise ValueError(f"--batch must be from 1 to 1024, not {self.batch}")
-        if not 0 <= self.prompt_spread <= 16:
-            raise ValueError(f"--prompt-spread must be from 0 to 16, not {self.prompt_spread}")
+
+    def sampler(self) -> SamplerConfig:
+        """What answers. Raises ValueError naming the flag."""
+        return SamplerConfig(
+            **{
+                field.name: getattr(self, field.name)
+                for field in fields(SamplerConfig)
+                if field.name != "quantization"
+            }
+        )
 
     def parts(self) -> list[Part]:
         """Raises ValueError on a k that n has no samples for."""
@@ -167,7 +161,7 @@ def _draw(
 ) -> tuple[dict[str, Any], Path, list[frozenset[str]]]:
     """What the report says of the model, the output folder, and the keys of each part's samples in it. The
     folder is this run's alone until `held` closes."""
-    with _sampler(config) as sampler:
+    with open_sampler(config.sampler()) as sampler:
         folder = config.output or output_folder(config, sampler.model)
         for _, run in runs:  # what is refused leaves no folder behind
             sampler.check([render(problem, run.format) for problem in run.problems])
@@ -212,58 +206,6 @@ def _passk(
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     (folder / "report.md").write_text(markdown(report, suite), "utf-8")
     return report
-
-
-@contextmanager
-def _sampler(config: PasskConfig) -> Iterator[Sampler]:
-    if config.url is not None:
-        yield HttpSampler(config.url, config.model or None, workers=config.batch, api_key=config.api_key)
-        return
-    serving = ServeConfig(
-        model=config.model,
-        engine=config.engine,
-        device=config.device,
-        dtype=config.dtype,
-        threads=config.threads,
-        max_batch=config.batch,
-        # With transformers in 16 bits an answer could depend on what was asked before it.
-        kv_cache_tokens=0 if config.engine == "torch" else None,
-    )
-    source = prepare_source(serving)
-    card = describe_source(serving, source)
-    tokenizer = Tokenizer.load(source.path)
-    engine = load_engine(serving, source, card, prompt_spread=config.prompt_spread)
-    try:
-        yield EngineSampler(
-            engine,
-            tokenizer,
-            prompts_of(card, tokenizer),
-            model=card.name,
-            digest=_digest(
-                config,
-                source,
-                card,
-                engine.describe(),
-                independent=engine.capabilities.independent_rows,
-            ),
-            batch=config.batch,
-            described={"engine": config.engine, **engine.describe()},
-        )
-    finally:
-        engine.close()
-
-
-def _digest(
-    config: PasskConfig, source: Source, card: Card, described: Mapping[str, object], *, independent: bool
-) -> str:
-    """What the answers depend on: weights, type of the arithmetic and, in less than float32, the batches."""
-    if config.engine == "torch":
-        dtype = described["dtype"]
-        batches = "" if independent else f":batch{config.batch}"
-        return f"{source.digest}:torch-{dtype}{batches}"
-    batches = f":batch{config.batch}:spread{config.prompt_spread}" if config.prompt_spread else ""
-    digest = f"{card.source.get('sha256') or source.path.name}:{card.quantization}"
-    return digest if described["compute_type"] == "float32" else digest + batches
 
 
 def output_folder(config: PasskConfig, model: str) -> Path:

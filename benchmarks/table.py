@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.judge import SandboxOptions
 from benchmarks.machine import machine_record
 from benchmarks.table_children import ChildFailedError
 from benchmarks.table_page import markdown
@@ -32,6 +31,7 @@ from benchmarks.table_suite import Candidate, SuiteConfig, compared, sample_and_
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.source import Kind, Source, safe_name
 from rrtf_serve.problems.samplers import SamplerError
+from rrtf_serve.sandbox.options import SandboxOptions
 
 _CONTEXT_OF_A_PROMPT = 1024  # tokens that a suite's prompts may have, for a context made at load
 

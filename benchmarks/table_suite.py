@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.judge import SandboxOptions
 from benchmarks.passk import compare_runs
 from benchmarks.table_children import Child, ChildFailedError
 from benchmarks.table_ways import PROMPT_SPREAD
@@ -30,6 +29,7 @@ from rrtf_serve.problems.jobs import check_languages
 from rrtf_serve.problems.judging import judge_file, read_results
 from rrtf_serve.problems.samplers import Decoding, EngineSampler
 from rrtf_serve.problems.suites import load_suite
+from rrtf_serve.sandbox.options import SandboxOptions
 
 FORMAT = "chat"
 

@@ -24,7 +24,6 @@ from typing import Any
 
 from gguf import LlamaFileType
 
-from benchmarks.judge import SandboxOptions
 from benchmarks.machine import machine_record
 from benchmarks.passk import PasskConfig, compare_runs, passk
 from benchmarks.variants_table import markdown
@@ -37,6 +36,7 @@ from rrtf_serve.models.inventory import size_of
 from rrtf_serve.models.records import Record
 from rrtf_serve.models.source import Kind, Source
 from rrtf_serve.models.store import Store
+from rrtf_serve.sandbox.options import SandboxOptions
 
 # Linux keeps ru_maxrss across exec, so that a child would show its parent's peak: VmHWM is its own. Elsewhere
 # ru_maxrss has to do; it is in bytes on macOS.

@@ -13,7 +13,6 @@ from tiny_models import write_gguf, write_small
 
 from benchmarks import table_rounds
 from benchmarks.cli import main
-from benchmarks.judge import SandboxOptions
 from benchmarks.spread import summary
 from benchmarks.table import TableConfig, measure_table
 from benchmarks.table_children import Child
@@ -21,6 +20,7 @@ from benchmarks.table_page import markdown
 from benchmarks.table_report import targets
 from benchmarks.table_rows import default_rows, parse_row, prepare_row
 from rrtf_serve.models.errors import ModelError
+from rrtf_serve.sandbox.options import SandboxOptions
 
 SMALL: dict[str, Any] = {
     "defaults": False, "prefill": 32, "batches": (1, 2), "prompt_tokens": 8, "new_tokens": 32, "threads": 1,

@@ -12,12 +12,12 @@ import pytest
 from tiny_models import write_small
 
 from benchmarks import table_suite
-from benchmarks.judge import SandboxOptions
 from benchmarks.passk import PasskConfig, passk
 from benchmarks.table import TableConfig, measure_table
 from benchmarks.table_children import Child
 from benchmarks.table_suite import score_of
 from rrtf_serve.problems.samples import Journal
+from rrtf_serve.sandbox.options import SandboxOptions
 
 NAMES = ("double", "triple", "square", "half")
 SMALL: dict[str, Any] = {

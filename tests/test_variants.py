@@ -12,12 +12,12 @@ from tiny_gguf import write_gguf as write_vocabulary
 from tiny_models import write_gguf, write_hf
 
 from benchmarks import variants
-from benchmarks.judge import SandboxOptions
 from benchmarks.variants import VariantsConfig, base_of, measure_variants
 from benchmarks.variants_table import markdown
 from convert.ct2 import convert
 from rrtf_serve.models.folder import read_card, write_card
 from rrtf_serve.models.source import Kind, Source
+from rrtf_serve.sandbox.options import SandboxOptions
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,48 @@ inline Vector widen(const AsBf16* from) {
     return reinterpret_cast<Vector>(wide);
 }
 
+#ifdef __AVX512F__
+// Exchanges the blocks off the diagonal of every square of 2 * HALF rows and columns.
+template <int HALF>
+inline void exchange(Vector* rows) {
+    Integers upper, lower;
+    for (int lane = 0; lane < LANES; lane++) {
+        upper[lane] = lane & HALF ? LANES + lane - HALF : lane;
+        lower[lane] = lane & HALF ? LANES + lane : lane + HALF;
+    }
+    for (int row = 0; row < LANES; row++) {
+        if (row & HALF) continue;
+        const Vector a = rows[row], b = rows[row + HALF];
+        rows[row] = __builtin_shuffle(a, b, upper);
+        rows[row + HALF] = __builtin_shuffle(a, b, lower);
+    }
+}
+
+// 16 rows become 16 columns (J. O. Eklundh, IEEE Transactions on Computers C-21, 1972).
+inline void turn(Vector* rows) {
+    exchange<8>(rows);
+    exchange<4>(rows);
+    exchange<2>(rows);
+    exchange<1>(rows);
+}
+#endif
+
+// Up to 16 keys `step` apart, dimension by dimension: block [dim, 16], 0 where there is no key.
+template <class Kept>
+inline void by_dimension(const Kept* keys, int64_t step, int64_t count, int64_t dim, float* block) {
+#ifdef __AVX512F__
+    for (int64_t d = 0; d < dim; d += LANES) {
+        Vector rows[LANES];
+        for (int lane = 0; lane < LANES; lane++) rows[lane] = lane < count ? widen(keys + lane * step + d) : Vector{};
+        turn(rows);
+        for (int lane = 0; lane < LANES; lane++) store(block + LANES * (d + lane), rows[lane]);
+    }
+#else
+    for (int lane = 0; lane < LANES; lane++)
+        for (int64_t d = 0; d < dim; d++) block[LANES * d + lane] = lane < count ? keys[lane * step + d].get() : 0;
+#endif
+}
+
 // e^x to about 2 units in the last place, for x <= 88; 0 below -87. 2^n times a polynomial on [-ln2/2, ln2/2].
 inline Vector exponential(Vector x) {
     const Integers tiny = x < all(-87.0f);
@@ -791,19 +833,16 @@ void attend(const Model& model, const Store& store_, int64_t layer, int64_t wind
         target[pair] = out + (token * model.heads + head) * dim;
     }
     for (int64_t key = begin; key < begin + length; key += LANES) {
-        for (int lane = 0; lane < LANES; lane++) {
-            if (key + lane <= newest) {
-                const Kept* from = keys + (key + lane) * step;
-                for (int64_t d = 0; d < dim; d++) block[LANES * d + lane] = from[d].get();
-            } else {
-                for (int64_t d = 0; d < dim; d++) block[LANES * d + lane] = 0;
-            }
-        }
+        by_dimension(keys + key * step, step, newest + 1 - key, dim, block);
         float* to = scores + (key - begin);
         int pair = 0;
         for (; pair + 8 <= count; pair += 8) score<8>(query + pair, block, dim, to + pair * length, length);
         for (; pair + 4 <= count; pair += 4) score<4>(query + pair, block, dim, to + pair * length, length);
-        for (; pair < count; pair++) score<1>(query + pair, block, dim, to + pair * length, length);
+        switch (count - pair) {
+            case 3: score<3>(query + pair, block, dim, to + pair * length, length); break;
+            case 2: score<2>(query + pair, block, dim, to + pair * length, length); break;
+            case 1: score<1>(query + pair, block, dim, to + pair * length, length); break;
+        }
     }
     for (int pair = 0; pair < count; pair++) {
         float* row = scores + pair * length;
@@ -838,8 +877,12 @@ void attend(const Model& model, const Store& store_, int64_t layer, int64_t wind
     int pair = 0;
     for (; pair + 4 <= count; pair += 4)
         weigh_all<4>(scores + pair * length, length, first, step, seen, norm + pair, target + pair, dim);
-    for (; pair < count; pair++)
-        weigh_all<1>(scores + pair * length, length, first, step, seen, norm + pair, target + pair, dim);
+    const float* const left = scores + pair * length;
+    switch (count - pair) {
+        case 3: weigh_all<3>(left, length, first, step, seen, norm + pair, target + pair, dim); break;
+        case 2: weigh_all<2>(left, length, first, step, seen, norm + pair, target + pair, dim); break;
+        case 1: weigh_all<1>(left, length, first, step, seen, norm + pair, target + pair, dim); break;
+    }
 }
 
 template <class Kept>

@@ -1,0 +1,265 @@
+"""Answers to a run's problems from all its sources: the stage `sample`.
+
+RUN/samples/STEM.jsonl   one file per source and temperature, in the form of `problems.evaluate.draw`
+RUN/samples/index.json   what the files are: problems, prompt format, and each file's source and role
+RUN/samples/speed.jsonl  one line for each source that was drawn from: samples, tokens, seconds
+
+A stopped run goes on where it was; what was drawn is never drawn again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rrtf_serve.problems.evaluate import Run, draw
+from rrtf_serve.problems.origins import Record
+from rrtf_serve.problems.problem import Problem, Suite
+from rrtf_serve.problems.prompts import FORMATS, render
+from rrtf_serve.problems.samplers import EngineSampler, Sampler
+from rrtf_serve.problems.samples import Journal, to_line
+from rrtf_serve.sampling import open_sampler
+from training.problem_sets import ProblemSet, load_problem_set
+from training.sources import REFERENCE, Source
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What is asked of whom. Raises ValueError naming the flag.
+
+    `format` is the prompt that the student is trained on, and what every source is asked unless it has a
+    format of its own.
+    """
+
+    problems: tuple[str, ...]  # suites for training, or files
+    sources: tuple[Source, ...]
+    format: str = "chat"
+    limit: int | None = None  # the first problems of each set only
+    data_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"--format {self.format}: must be one of {', '.join(FORMATS)}")
+        if not self.sources:
+            raise ValueError("no source: give --model, --url or --kind reference, or a [[source]] table")
+        names = [source.name for source in self.sources]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"source {twice}: the name comes twice; files are named after it")
+
+    def load(self) -> ProblemSet:
+        """Raises ValueError as `load_problem_set` does."""
+        return load_problem_set(self.problems, self.data_dir, self.limit)
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """One file of answers."""
+
+    stem: str
+    source: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a run's folder holds samples of."""
+
+    problems: tuple[str, ...]
+    format: str
+    limit: int | None
+    files: tuple[SampleFile, ...]
+
+    def load(self, data_dir: Path | None) -> ProblemSet:
+        """Raises ValueError as `load_problem_set` does."""
+        return load_problem_set(self.problems, data_dir, self.limit)
+
+
+def sample(options: SampleOptions, folder: Path) -> dict[str, Any]:
+    """Draw what is missing; a report of samples, tokens and seconds for each file.
+
+    Raises ValueError, ModelError, SamplerError (what was drawn is kept), BusyError.
+    """
+    problem_set = options.load()
+    for source in options.sources:  # all that can be refused is refused before hours of work
+        source.sampler_config()
+        for decoding in source.decodings():
+            source.run(problem_set.suite, decoding, options.format)
+    _write_index(options, folder)
+    report: dict[str, Any] = {}
+    for source in options.sources:
+        if source.kind == "reference":
+            report[source.stem(None)] = _take_references(source, problem_set, folder)
+        else:
+            with open_sampler(source.sampler_config()) as sampler:
+                for decoding in source.decodings():
+                    run, too_long = _fitting(source.run(problem_set.suite, decoding, options.format), sampler)
+                    drawn = _draw(source, sampler, run, folder)
+                    report[source.stem(decoding)] = {**drawn, "too_long": too_long}
+    return report
+
+
+def sample_path(folder: Path, stem: str) -> Path:
+    return folder / "samples" / f"{stem}.jsonl"
+
+
+def read_index(folder: Path) -> Index:
+    """Raises ValueError where the folder holds no samples of `rrtf-train sample`, or a damaged index."""
+    path = folder / "samples" / "index.json"
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        files = tuple(SampleFile(**each) for each in record["files"])
+        return Index(tuple(record["problems"]), record["format"], record["limit"], files)
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: holds no samples; `rrtf-train sample` draws them") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({error!r}); `rrtf-train sample` writes it anew") from error
+
+
+def _write_index(options: SampleOptions, folder: Path) -> None:
+    """Sources may be added to a folder, and sets of problems; what its samples answer must stay in it."""
+    files: dict[str, SampleFile] = {}
+    try:
+        before = read_index(folder)
+    except ValueError:
+        before = None
+    if before is not None:
+        missing = [name for name in before.problems if name not in options.problems]
+        for what, there, here in (
+            ("--problems", missing, []), ("--format", before.format, options.format),
+            ("--limit", before.limit, options.limit),
+        ):  # fmt: skip
+            if there != here:
+                raise ValueError(
+                    f"{what}: {folder} was sampled with {there}, which is not what is asked now"
+                    f"{f' ({here})' if here else ''}; give it, or another folder"
+                )
+        files = {each.stem: each for each in before.files}
+    for source in options.sources:
+        for decoding in source.decodings() or (None,):
+            stem = source.stem(decoding)
+            files[stem] = SampleFile(stem, source.name, source.role)
+    index = Index(options.problems, options.format, options.limit, tuple(files.values()))
+    write_json(folder / "samples" / "index.json", asdict(index))
+
+
+def _fitting(run: Run, sampler: Sampler) -> tuple[Run, list[str]]:
+    """The run without problems that leave no room for an answer, and the names of those. Of a URL nothing is
+    known; its server refuses them itself.
+
+    Raises ValueError where none is left.
+    """
+    if not isinstance(sampler, EngineSampler):
+        return run, []
+    least = run.decoding.max_tokens
+    too_long = [each.task_id for each in run.problems if sampler.room(render(each, run.format)) < least]
+    if not too_long:
+        return run, []
+    for task in too_long:
+        log.warning("%s: left out for %s, whose context has no room for an answer", task, sampler.model)
+    fitting = {task: each for task, each in run.suite.problems.items() if task not in too_long}
+    if not fitting:
+        raise ValueError(
+            f"{sampler.model}: no problem leaves room for --max-tokens {least}; lower it, or take a model "
+            "with a longer context"
+        )
+    return replace(run, suite=Suite(run.suite.name, fitting)), too_long
+
+
+def _draw(source: Source, sampler: Sampler, run: Run, folder: Path) -> dict[str, Any]:
+    path = sample_path(folder, source.stem(run.decoding))
+    before = _count(path)
+    started = time.monotonic()
+    try:
+        keys = draw(sampler, run, path)
+    finally:  # a run that is stopped has its speed, too
+        seconds = time.monotonic() - started
+        samples, tokens = (now - then for now, then in zip(_count(path), before, strict=True))
+        speed = {
+            "source": source.name,
+            "temperature": run.decoding.temperature,
+            "samples": samples,
+            "tokens": tokens,
+            "seconds": round(seconds, 3),
+            "samples_per_second": round(samples / seconds, 3),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "sampler": sampler.settings(),
+        }
+        if samples:
+            with (folder / "samples" / "speed.jsonl").open("ab") as file:
+                file.write(to_line(speed))
+    return {"file": str(path), "role": source.role, "model": sampler.model, "total": len(keys), **speed}
+
+
+def _count(path: Path) -> tuple[int, int]:
+    """Samples and tokens in a file; a last line that a kill cut short is not one."""
+    if not path.is_file():
+        return 0, 0
+    samples = tokens = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                samples += 1
+                tokens += json.loads(line).get("tokens") or 0
+    return samples, tokens
+
+
+def _take_references(source: Source, problem_set: ProblemSet, folder: Path) -> dict[str, Any]:
+    """The data sets' own solutions as samples of this source; problems without one have none."""
+    path = sample_path(folder, source.stem(None))
+    having = [problem for problem in problem_set.problems.values() if problem.reference]
+    if not having:
+        raise ValueError(
+            f"source {source.name}: none of the problems has a reference solution; leave this source out"
+        )
+    with Journal(path) as journal:
+        wanted = dict(_references(having))
+        _refuse_changed(path, journal.records.keys() - wanted.keys())
+        for key, record in wanted.items():
+            if key not in journal.records:
+                journal.add(record)
+    return {"file": str(path), "role": source.role, "model": REFERENCE, "total": len(having)}
+
+
+def _references(problems: Iterable[Problem]) -> Iterable[tuple[str, Record]]:
+    for problem in problems:
+        content = f"{REFERENCE}\n{problem.digest}"
+        key = hashlib.sha256(content.encode("ascii")).hexdigest()[:32]
+        record = {
+            "task_id": problem.task_id,
+            "completion": problem.reference,
+            "finish": "stop",
+            "tokens": None,
+            "model": REFERENCE,
+            "model_digest": problem.digest,
+            "prompt_format": REFERENCE,
+            "index": 0,
+            "key": key,
+        }
+        yield key, record
+
+
+def _refuse_changed(path: Path, strangers: Iterable[str]) -> None:
+    count = len(list(strangers))
+    if count:
+        raise ValueError(
+            f"{path}: {count} of its solutions are of problems that have changed since; remove it, or give "
+            "another folder"
+        )
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    temporary.replace(path)
