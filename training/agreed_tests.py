@@ -10,7 +10,6 @@ on after a stop; problems.jsonl appears complete or not at all.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,10 +24,11 @@ from rrtf_serve.problems.mutation import mutants
 from rrtf_serve.problems.origins import Record, json_lines
 from rrtf_serve.problems.problem import FunctionTests, Problem, Suite, make_suite
 from rrtf_serve.problems.samplers import Decoding, Sampler
-from rrtf_serve.problems.samples import read_samples, to_line
+from rrtf_serve.problems.samples import read_samples
 from rrtf_serve.sandbox.judge import Sandbox
 from training.agreement import CLOSE, Agreed, Disagreement, Rule, agree, assertion, distinct
 from training.outcomes import LIMITS, Outcome, Trial, outcomes
+from training.problem_files import write_lines
 from training.proposals import (
     Proposal,
     Task,
@@ -39,6 +39,7 @@ from training.proposals import (
     responses,
     signature_prompt,
 )
+from training.sample import write_json
 
 MOST_MUTANTS = 8
 
@@ -130,8 +131,8 @@ def write_tests(
     dropped += undecided
     kept, unfit = _confirm(records, sandboxes)
     dropped += unfit
-    _write(folder / "dropped.jsonl", [asdict(each) for each in dropped])
-    _write(folder / "problems.jsonl", kept)
+    write_lines(folder / "dropped.jsonl", [asdict(each) for each in dropped])
+    write_lines(folder / "problems.jsonl", kept)
     report = {
         "tasks": len(tasks),
         "problems": len(kept),
@@ -142,9 +143,7 @@ def write_tests(
         "sandbox": sandboxes[0].level.value,
         "output": str(folder / "problems.jsonl"),
     }
-    temporary = folder / "report.json.tmp"
-    temporary.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    temporary.replace(folder / "report.json")
+    write_json(folder / "report.json", report)
     return report
 
 
@@ -303,15 +302,6 @@ def _confirm(records: Sequence[Record], sandboxes: Sequence[Sandbox]) -> tuple[l
             continue
         kept.append({**record, "tests_by": {**record["tests_by"], "mutants": len(wrong), "caught": caught}})
     return kept, dropped
-
-
-def _write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        for record in records:
-            file.write(to_line(dict(record)))
-    temporary.replace(path)
 
 
 def dropped_of(folder: Path) -> dict[str, str]:

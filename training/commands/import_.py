@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rrtf_serve.sandbox.options import SandboxOptions
 from training.commands.options import Commands, make_parser, print_report, show_warnings
-from training.problem_lines import write_lines
+from training.problem_files import write_lines
 from training.pytest_source import import_pytest
 
 _EXAMPLES = """\
 examples:
   rrtf-train import --pytest ./my-project -o problems.jsonl
-  rrtf-train import --pytest ./my-project -o problems.jsonl --site-packages ./my-project/.venv/lib/python3.11/site-packages
+  rrtf-train import --pytest ./my-project -o problems.jsonl --site-packages ./venv/lib/python3.11/site-packages
 
 then: rrtf-train sample RUN --problems problems.jsonl ...
 """
@@ -53,9 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
     show_warnings()
     options = SandboxOptions(arguments.sandbox, arguments.workers, tuple(arguments.site_packages))
     with options.open() as sandbox:
-        found = import_pytest(
-            arguments.pytest, sandbox, name=arguments.name, licence=arguments.licence
-        )
+        found = import_pytest(arguments.pytest, sandbox, name=arguments.name, licence=arguments.licence)
     output: Path = arguments.output
     left_out = output.with_name(output.name.removesuffix(".jsonl") + ".left-out.jsonl")
     write_lines(left_out, [asdict(each) for each in found.left_out])
