@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -220,6 +220,7 @@ class Gathered:
     _imports: dict[str, None] = field(default_factory=dict)
     _statements: dict[str, dict[int, str]] = field(default_factory=dict)  # module -> line -> text
     _written: set[str] = field(default_factory=set)
+    _needed_by: dict[str, dict[str, None]] = field(default_factory=dict)  # module -> modules it imports from
 
     def need(self, member: Member) -> None:
         """Take in a definition and what it reads. Raises Unsupported."""
@@ -303,6 +304,7 @@ class Gathered:
                 raise Unsupported("a name that its package does not define", f"{origin}.{alias.name}")
             self._imports[f"from {origin} import {alias.name}{renamed}"] = None
             return
+        self._needed_by.setdefault(module.name, {})[found.module] = None
         if found.name == name:
             del self._owners[name]  # it stands for that one
             self.need(found)
@@ -314,18 +316,45 @@ class Gathered:
         """What was taken in since the last call, and what changes it: imports, then definitions, those of a
         module in its own order, behind the modules that it needs. Raises Unsupported."""
         self.need_effects()
-        parts = [line for line in self._imports if line not in self._written]
-        parts.sort(key=lambda line: not line.startswith("from __future__"))
-        imports, definitions = "\n".join(parts), []
-        for statements in self._statements.values():
-            definitions += [statements[line] for line in sorted(statements)]
-        definitions = [each for each in definitions if each not in self._written]
-        self._written |= {*parts, *definitions}
-        return "\n\n\n".join(each for each in (imports, *definitions) if each)
+        imports = [line for line in self._imports if line not in self._written]
+        imports.sort(key=lambda line: not line.startswith("from __future__"))
+        texts = []
+        for module in self._in_order():
+            statements = self._statements.get(module, {})
+            texts += [statements[line] for line in sorted(statements)]
+        texts = [each for each in texts if each not in self._written]
+        self._written |= {*imports, *texts}
+        return joined(["\n".join(imports), *texts])
+
+    def _in_order(self) -> list[str]:
+        """Modules, each behind those that it imports from (as far as they do not import each other)."""
+        order: dict[str, None] = {}
+        entered: set[str] = set()
+
+        def enter(module: str) -> None:
+            if module not in entered:
+                entered.add(module)
+                for other in self._needed_by.get(module, {}):
+                    enter(other)
+                order[module] = None
+
+        for module in [*self._needed_by, *self._statements]:
+            enter(module)
+        return list(order)
 
     def add_import(self, line: str) -> None:
         """One more import, as a source line."""
         self._imports[line] = None
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Source texts as one: two blank lines around those of several lines."""
+    found = ""
+    for text in filter(None, texts):
+        short = "\n" not in text and "\n" not in found.rpartition("\n\n")[2]
+        gap = "\n" if short else "\n\n\n"
+        found += (gap if found else "") + text
+    return found
 
 
 def future_imports(module: Module) -> Iterator[str]:
