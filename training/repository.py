@@ -109,20 +109,19 @@ class Repository:
         here = self.modules[module]
         for statement in here.binders.get(name, []):
             if isinstance(statement, ast.ImportFrom):
-                alias = next(each for each in statement.names if (each.asname or each.name) == name)
+                alias = alias_of(statement, name)
                 found = self.resolve(here.absolute(statement), alias.name, seen | {f"{module}:{name}"})
                 return found or (
                     Member(module, name) if here.absolute(statement) not in self.modules else None
                 )
             return Member(module, name)
-        if f"{module}.{name}" in self.modules:
-            return f"{module}.{name}"
         for statement in here.tree.body:
             if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
                 found = self.resolve(here.absolute(statement), name, seen | {f"{module}:{name}"})
-                if found is not None:
+                if isinstance(found, Member):
                     return found
-        return None
+        # A sub-module comes last: a package may hold a function of its name.
+        return f"{module}.{name}" if f"{module}.{name}" in self.modules else None
 
 
 def read_repository(root: Path) -> Repository:
@@ -226,8 +225,10 @@ class Gathered:
         """Take in a definition and what it reads. Raises Unsupported."""
         if member == self.leave_out or self._owners.get(member.name) == member:
             return
-        if member.name in self._owners:
-            other = self._owners[member.name]
+        other = self._owners.get(member.name)
+        if other is not None:
+            if self._alike(member, other):
+                return
             raise Unsupported(
                 "two definitions of one name", f"{member.name} in {other.module}, {member.module}"
             )
@@ -242,6 +243,34 @@ class Gathered:
                 # It may bind more than was asked for.
                 for name in bound_by(statement):
                     self._owners.setdefault(name, Member(module.name, name))
+
+    def _alike(self, one: Member, other: Member) -> bool:
+        """Whether it makes no difference which of two definitions of a name is taken: the same import, or
+        the same statements that read nothing."""
+        first, second = self._meaning(one), self._meaning(other)
+        return first is not None and first == second
+
+    def _meaning(self, member: Member) -> tuple[str, ...] | None:
+        """A definition in words that mean the same in any module; None where there are none."""
+        module = self.repository.modules[member.module]
+        found = []
+        for statement in module.binders.get(member.name, []):
+            local = isinstance(statement, ast.ImportFrom) and statement.level > 0
+            if local or names_read(statement) - {member.name}:
+                return None
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                found.append(import_line(statement, member.name))
+            else:
+                found.append(module.text_of(statement))
+        return tuple(found)
+
+    def copy(self) -> Gathered:
+        """One that grows by itself."""
+        return Gathered(
+            self.repository, self.leave_out, dict(self._owners), dict(self._imports),
+            {name: dict(statements) for name, statements in self._statements.items()}, set(self._written),
+            {name: dict(modules) for name, modules in self._needed_by.items()},
+        )  # fmt: skip
 
     def need_names(self, module: Module, names: set[str]) -> None:
         """Take in what a module's code reads by these names. Raises Unsupported."""
@@ -288,12 +317,11 @@ class Gathered:
         return bool(reads & data) and not (bound_by(statement) - data and isinstance(statement, _PLAIN))
 
     def _need_import(self, module: Module, statement: ast.Import | ast.ImportFrom, name: str) -> None:
-        alias = next(each for each in statement.names if (each.asname or each.name.partition(".")[0]) == name)
-        renamed = f" as {alias.asname}" if alias.asname else ""
+        alias = alias_of(statement, name)
         if isinstance(statement, ast.Import):
             if alias.name.partition(".")[0] in self.repository.modules:
                 raise Unsupported("reads a module of its own package as a value", alias.name)
-            self._imports[f"import {alias.name}{renamed}"] = None
+            self._imports[import_line(statement, name)] = None
             return
         origin = module.absolute(statement)
         found = self.repository.resolve(origin, alias.name)
@@ -302,7 +330,7 @@ class Gathered:
         if found is None:
             if origin.partition(".")[0] in self.repository.modules:
                 raise Unsupported("a name that its package does not define", f"{origin}.{alias.name}")
-            self._imports[f"from {origin} import {alias.name}{renamed}"] = None
+            self._imports[import_line(statement, name)] = None
             return
         self._needed_by.setdefault(module.name, {})[found.module] = None
         if found.name == name:
@@ -345,6 +373,21 @@ class Gathered:
     def add_import(self, line: str) -> None:
         """One more import, as a source line."""
         self._imports[line] = None
+
+
+def alias_of(statement: ast.Import | ast.ImportFrom, name: str) -> ast.alias:
+    """The part of an import that binds the name."""
+    return next(each for each in statement.names if (each.asname or each.name.partition(".")[0]) == name)
+
+
+def import_line(statement: ast.Import | ast.ImportFrom, name: str) -> str:
+    """An import of this name alone, as the statement has it."""
+    alias = alias_of(statement, name)
+    origin = ""
+    if isinstance(statement, ast.ImportFrom):
+        origin = f"from {'.' * statement.level}{statement.module or ''} "
+    renamed = f" as {alias.asname}" if alias.asname else ""
+    return f"{origin}import {alias.name}{renamed}"
 
 
 def joined(texts: Iterable[str]) -> str:
