@@ -42,7 +42,9 @@ from training.repository import (
 LIMITS = Limits(wall_s=30.0, cpu_s=10.0, memory_bytes=2 << 30)
 MOST_MUTANTS = 12
 LEAST_S = 1.0  # of the processor, that a wrong function gets
-_LICENCE_LINES = re.compile(r"^License(?:-Expression)?: (.+)$", re.MULTILINE)
+_LICENCE_LINES = re.compile(
+    r"^(?:License(?:-Expression)?: |Classifier: License :: OSI Approved :: )(.+)$", re.MULTILINE
+)
 _LICENCE_KEY = re.compile(r"""^license\s*=\s*(?:\{\s*text\s*=\s*)?["']([^"'\n]{1,80})["']""", re.MULTILINE)
 
 
