@@ -18,7 +18,7 @@ from training.agreed_tests import Source, TestOptions, dropped_of, write_tests
 from training.agreement import Disagreement, Rule, agree, assertion, distinct, same
 from training.hidden_tests import compare, hide_tests
 from training.outcomes import Outcome, Trial, outcomes, spelled
-from training.proposals import Task, calls_in, header_of, read_tasks
+from training.proposals import Task, calls_in, examples_in, header_of, read_tasks
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,30 @@ def test_calls_are_taken_where_the_function_accepts_their_literals() -> None:
         "f(1)", "f(1, 2)", "f(1, key=3)",
     ]  # fmt: skip
     assert list(calls_in("f(1) f(1, k=2)", "def f(a, *, k):")) == ["f(1, k=2)"]
+
+
+def test_examples_of_a_text_are_calls_with_their_values() -> None:
+    text = """Do it. For example:
+    assert f(1, 2) == [1, 2]
+    assert f(1, 3) is None
+    assert f(1, x) == 3
+    assert f(1, 4) == f(4, 1)
+    assert f(1, 5) == {3, 1}, "why"
+    assert len(f(1, 6)) == 3
+    assert g(1) == 1
+
+    >>> f(2, "a")
+    'aa'
+    >>> f(2, "b") + f(3, "c")
+    'bbccc'
+    >>> f(2, "d")
+    Traceback (most recent call last):
+    ValueError: d
+    """
+    assert examples_in(text, "def f(a, b):") == {
+        "f(1, 2)": "[1, 2]", "f(1, 5)": "{1, 3}", "f(2, 'a')": "'aa'",
+    }  # fmt: skip
+    assert examples_in("  >>> f(1, 2)\nodd\n >>>f(3, 4)", "def f(a, b):") == {}
 
 
 def test_values_come_out_of_the_sandbox_as_literals(
@@ -170,6 +194,16 @@ def test_disagreement_has_a_reason(rows: dict[int, list[Outcome]], reason: str) 
     with pytest.raises(Disagreement) as error:
         agree(CALLS, rows, Rule())
     assert error.value.reason == reason
+
+
+def test_programmes_that_fail_the_tasks_own_examples_do_not_count() -> None:
+    rows = _rows("123", "123", "143", "143", "923", "943", "943", "943")
+    few = Rule(least_programmes=3, least_agreeing=2)
+    assert agree(CALLS, rows, few, {"f(1)": "2"}).agreeing == (0, 1)
+    with pytest.raises(Disagreement, match="fail the task's examples: 5 of 8"):
+        agree(CALLS, rows, Rule(), {"f(1)": "2"})
+    with pytest.raises(Disagreement, match="fail the task's examples: 8 of 8"):
+        agree(CALLS, rows, Rule(), {"f(2)": "None"})
 
 
 def test_at_most_so_many_tests_and_rare_values_first() -> None:
@@ -343,9 +377,10 @@ def test_agreed_tests_are_held_against_hidden_ones(
     ]  # fmt: skip
     problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
     suite = load_user_file(problems)
-    tasks = hide_tests(suite)
+    assert hide_tests(suite)[0].text == "Add two things.\n\nFor example:\nassert add(1, 1) == 2"
+    tasks = hide_tests(suite, shown=0)
     assert [task.signature for task in tasks] == ["def add(a, b):", "def off(a, b):"]
-    assert hide_tests(suite, 1) == tasks[:1]
+    assert hide_tests(suite, 1, shown=0) == tasks[:1]
     answers = {
         ("mistake", "calls"): [_block("assert off(1, 0) == 1\nassert off(2, 1) == 1\nassert off(5, 5) == 1")],
         ("mistake", "code"): [each.replace("add", "off") for each in ADD],

@@ -34,6 +34,7 @@ from training.proposals import (
     Task,
     calls_in,
     calls_prompt,
+    examples_in,
     header_of,
     name_of,
     responses,
@@ -167,11 +168,13 @@ def _propose(
     for task, texts in zip(named, answers, strict=True):
         header = headers[task.task_id]
         # A task's own examples are calls, too.
-        calls = tuple(calls_in("\n".join([task.text, *texts]), header))[: options.most_calls]
+        examples = examples_in(task.text, header)
+        proposed = calls_in("\n".join([task.text, *texts]), header)
+        calls = tuple(dict.fromkeys([*examples, *proposed]))[: options.most_calls]
         if len(calls) < options.rule.least_tests:
             dropped.append(_Dropped(task.task_id, "too few calls", f"{len(calls)} usable ones in {header}"))
         else:
-            found[task.task_id] = Proposal(header, name_of(header), calls)
+            found[task.task_id] = Proposal(header, name_of(header), calls, examples)
     return found, dropped
 
 
@@ -239,7 +242,7 @@ def _agree(
                     "copies of one another",
                     f"fewer than {rule.least_programmes} distinct programmes among {len(several)}",
                 )
-            agreed = agree(proposal.calls, results[task.task_id], rule)
+            agreed = agree(proposal.calls, results[task.task_id], rule, proposal.examples)
         except Disagreement as error:
             dropped.append(_Dropped(task.task_id, error.reason, str(error).partition(": ")[2]))
             continue

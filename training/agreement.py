@@ -72,13 +72,30 @@ class Disagreement(ValueError):  # noqa: N818  # says what was found, and is the
         self.reason = reason
 
 
-def agree(calls: Sequence[str], results: Mapping[int, Sequence[Outcome]], rule: Rule) -> Agreed:
+def agree(
+    calls: Sequence[str],
+    results: Mapping[int, Sequence[Outcome]],
+    rule: Rule,
+    examples: Mapping[str, str] | None = None,
+) -> Agreed:
     """Hold the programmes' results, by their positions, against one another.
 
-    `results` has one entry for each distinct programme (see `distinct`), one outcome for each call. Raises
-    Disagreement.
+    `results` has one entry for each distinct programme (see `distinct`), one outcome for each call. Only
+    programmes that return the values of `examples` (call -> literal) count. Raises Disagreement.
     """
-    voters = {at: found for at, found in results.items() if any(each.literal for each in found)}
+    ran = {at: found for at, found in results.items() if any(each.literal for each in found)}
+    stated = [
+        (number, (examples or {})[call]) for number, call in enumerate(calls) if call in (examples or {})
+    ]
+    voters = {
+        at: found
+        for at, found in ran.items()
+        if all(_gives(found[number], literal) for number, literal in stated)
+    }
+    if len(ran) >= rule.least_programmes > len(voters):
+        raise Disagreement(
+            "fail the task's examples", f"{len(ran) - len(voters)} of {len(ran)} distinct programmes that ran"
+        )
     if len(voters) < rule.least_programmes:
         raise Disagreement(
             "too few programmes", f"{len(voters)} distinct ones ran, {rule.least_programmes} are needed"
@@ -104,6 +121,10 @@ def agree(calls: Sequence[str], results: Mapping[int, Sequence[Outcome]], rule: 
     if len(set(expected.values())) == 1:
         raise Disagreement("one value for all", f"every call gives {next(iter(expected.values()))[:80]}")
     return Agreed(_chosen(expected, rule.most_tests), tuple(sorted(agreeing)), len(voters))
+
+
+def _gives(outcome: Outcome, literal: str) -> bool:
+    return outcome.literal is not None and same(ast.literal_eval(outcome.literal), ast.literal_eval(literal))
 
 
 def _chosen(expected: dict[str, str], most: int) -> dict[str, str]:

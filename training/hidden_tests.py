@@ -14,7 +14,7 @@ from typing import Any
 from rrtf_serve.problems.estimator import wilson_interval
 from rrtf_serve.problems.jobs import JobBuilder
 from rrtf_serve.problems.origins import json_lines
-from rrtf_serve.problems.problem import Problem, Suite
+from rrtf_serve.problems.problem import FunctionTests, Problem, Suite
 from rrtf_serve.problems.syntax import parse
 from rrtf_serve.sandbox.judge import Sandbox
 from training.agreed_tests import problem_of
@@ -23,13 +23,13 @@ from training.outcomes import LIMITS
 from training.proposals import Task, header_of
 
 
-def hide_tests(suite: Suite, limit: int | None = None) -> list[Task]:
-    """The suite's first tasks as words and a header alone. Raises ValueError where a problem has no words or
-    no plain function as reference."""
-    return [_task(problem) for problem in list(suite.problems.values())[:limit]]
+def hide_tests(suite: Suite, limit: int | None = None, shown: int = 1) -> list[Task]:
+    """The suite's first tasks as words, a header, and the first `shown` assertions as examples. Raises
+    ValueError where a problem has no words or no plain function as reference."""
+    return [_task(problem, shown) for problem in list(suite.problems.values())[:limit]]
 
 
-def _task(problem: Problem) -> Task:
+def _task(problem: Problem, shown: int) -> Task:
     functions = [
         node
         for node in parse(problem.reference or "").body
@@ -37,7 +37,10 @@ def _task(problem: Problem) -> Task:
     ]
     if not problem.task or not functions:
         raise ValueError(f"{problem.task_id}: needs a task in words and a plain function as reference")
-    return Task(problem.task_id, problem.task, header_of(ast.unparse(functions[-1])))
+    code = problem.tests.code if isinstance(problem.tests, FunctionTests) else ""
+    examples = [line for line in code.splitlines() if line.startswith("assert ")][:shown]
+    text = "\n\n".join([problem.task, *(["For example:\n" + "\n".join(examples)] if examples else [])])
+    return Task(problem.task_id, text, header_of(ast.unparse(functions[-1])))
 
 
 def compare(folder: Path, suite: Suite, sources: Sequence[str], sandbox: Sandbox) -> dict[str, Any]:

@@ -7,10 +7,12 @@ that the signature takes, and what a call should return is never asked for.
 from __future__ import annotations
 
 import ast
+import doctest
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from rrtf_serve.problems.prompts import Prompt
 from rrtf_serve.problems.samplers import Ask, Decoding, Sampler, SamplerError
 from rrtf_serve.problems.samples import Journal
 from rrtf_serve.problems.syntax import missing_body, parse, parses
+from training.outcomes import spelled
 
 LONGEST_CALL = 300  # characters
 _FENCE = re.compile(r"^[ \t]*`{3,}[^\n]*\n(.*?)(?:^[ \t]*`{3,}|\Z)", re.DOTALL | re.MULTILINE)
@@ -62,11 +65,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A task's function and the calls to try solutions on, as source text."""
+    """A task's function and the calls to try solutions on, as source text; `examples` are those whose values
+    the task itself states."""
 
     signature: str
     entry_point: str
     calls: tuple[str, ...]
+    examples: dict[str, str] = field(default_factory=dict)  # call -> literal
 
 
 def read_tasks(path: Path) -> list[Task]:
@@ -141,6 +146,28 @@ def calls_in(text: str, signature: str) -> Iterator[str]:
         if spelled not in seen and len(spelled) <= LONGEST_CALL:
             seen.add(spelled)
             yield spelled
+
+
+def examples_in(text: str, signature: str) -> dict[str, str]:
+    """Calls of the header's function whose values a text states, as `assert f(1) == 2` or as a doctest, with
+    the literals of those values."""
+    pairs: list[tuple[str, str]] = []
+    for line in text.splitlines():
+        statement = (
+            parse(line.strip()).body if line.strip().startswith("assert ") and parses(line.strip()) else []
+        )
+        test = statement[0].test if statement and isinstance(statement[0], ast.Assert) else None
+        if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq):
+            pairs.append((ast.unparse(test.left), ast.unparse(test.comparators[0])))
+    with suppress(ValueError):  # lines that only look like a doctest
+        pairs += [(each.source, each.want) for each in doctest.DocTestParser().get_examples(text)]
+    found: dict[str, str] = {}
+    for source, value in pairs:
+        call = next(calls_in(source, signature), None)
+        if call is not None and parses(source.strip()) and call == ast.unparse(parse(source.strip())):
+            with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                found.setdefault(call, spelled(ast.literal_eval(value.strip())))
+    return found
 
 
 def _arguments(signature: str) -> ast.arguments:

@@ -81,6 +81,13 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         default=None,
         help="instead of TASKS: a suite whose tests are hidden, then compared",
     )
+    option(
+        "--shown",
+        type=int,
+        metavar="N",
+        default=1,
+        help="with --hidden: assertions that the task shows as examples (default: 1)",
+    )
     option("--limit", type=int, metavar="N", default=None, help="only the first tasks")
     option(
         "--model",
@@ -123,7 +130,7 @@ def _run(arguments: argparse.Namespace) -> int:
             f"--hidden {arguments.hidden}: not a suite to train on; those are {', '.join(LICENCES)}"
         )
     suite = load_suite(arguments.hidden, getattr(arguments, "data_dir", None)) if arguments.hidden else None
-    tasks = read_tasks(arguments.tasks) if suite is None else hide_tests(suite)
+    tasks = read_tasks(arguments.tasks) if suite is None else hide_tests(suite, shown=arguments.shown)
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"--limit must be at least 1, not {arguments.limit}")
     sandbox = SandboxOptions(arguments.sandbox, arguments.workers)
