@@ -70,3 +70,38 @@ def test_the_fields_of_both_sides_are_the_same() -> None:
     kernels = library.load()
     sizes = [sizeof(kind) for kind in (layout.Linear, layout.Layer, layout.Model, layout.Store, layout.Pass)]
     assert [kernels.size_of(number) for number in range(5)] == sizes
+
+
+def test_a_library_that_others_may_have_written_is_built_again(home: Path) -> None:
+    library.load()
+    [built] = home.iterdir()
+    assert built.stat().st_mode & 0o777 == 0o700
+    built.unlink()  # it is mapped: never to be written over
+    built.write_bytes(b"no library at all")
+    built.chmod(0o722)
+    library.load.cache_clear()
+    library.load()
+    assert built.read_bytes().startswith(b"\x7fELF")
+    assert built.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_others_may_write_into_is_refused(home: Path) -> None:
+    home.mkdir(parents=True)
+    home.chmod(0o777)
+    with pytest.raises(library.KernelError, match=r"others may write into it.* chmod go-w"):
+        library.load()
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_library_of_another_user_is_not_loaded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.load()
+    [built] = home.iterdir()
+    os.chown(built, 12345, -1)
+    library.load.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(library.KernelError, match="no C\\+\\+ compiler found"):
+        library.load()
+    os.chown(home, 12345, -1)
+    with pytest.raises(library.KernelError, match="belongs to another user"):
+        library.load()
