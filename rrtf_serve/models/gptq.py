@@ -32,11 +32,13 @@ FORMATS = {"gptq": 1, "gptq_v2": 0}  # checkpoint format -> what is added to a s
 
 @dataclass(frozen=True)
 class GptqSettings:
-    """How a folder was quantised. `group_size` in inputs, -1: all; `offset` is added to stored zeros."""
+    """How a folder was quantised. `group_size` in inputs, -1: all; `offset` is added to stored zeros;
+    `shuffled`: groups need not be consecutive (desc_act), so g_idx must be there."""
 
     bits: int
     group_size: int
     offset: int
+    shuffled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,14 @@ def read_settings(folder: Path) -> GptqSettings:
             f"{record.path}: quantised by {method} in the format {kind}; "
             f"read are gptq in {', '.join(FORMATS)}"
         )
-    return GptqSettings(bits, group_size, FORMATS[kind])
+    # gptqmodel's settings for some layers: those that leave a layer plain are seen from its tensors.
+    for pattern, changed in record.record("dynamic").values.items():
+        if isinstance(changed, dict) and {"bits", "group_size"} & changed.keys():
+            raise ModelError(
+                f"{record.path}: dynamic gives layers like {pattern!r:.100} other bits or groups; read are "
+                "folders quantised alike throughout"
+            )
+    return GptqSettings(bits, group_size, FORMATS[kind], record.flag("desc_act", False))
 
 
 def _format(record: Record) -> str:

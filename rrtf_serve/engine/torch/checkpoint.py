@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from rrtf_serve.engine.torch import DTYPES, attention
-from rrtf_serve.engine.torch.tensors import Tensors
+from rrtf_serve.engine.torch.tensors import Tensors, check_finite, missing
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.gptq import (
     GptqSettings,
@@ -85,7 +86,17 @@ def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
             raise ModelError(f"{folder}: a {kind} folder; the torch engine reads Hugging Face folders")
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise too_large(folder, device, wanted) from error
-    except (OSError, ValueError, KeyError, AssertionError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        AssertionError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:  # a configuration with other types or numbers than any model has
         raise ModelError(f"{folder}: can't be loaded ({error})") from error
     except RuntimeError as error:
         if "alloc" in str(error):
@@ -111,14 +122,18 @@ def _load_plain(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )
     # transformers makes up at random what is missing or doesn't fit, and only warns.
-    missing = sorted(found["missing_keys"])
+    absent = sorted(found["missing_keys"])
+    if absent:
+        raise missing(folder, absent[0], len(absent) - 1)
     misshapen = sorted(name if isinstance(name, str) else name[0] for name in found["mismatched_keys"])
-    for names, what in ((missing, "missing"), (misshapen, "of another shape than config.json says")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ModelError(
-                f"{folder}: tensor {names[0]}{more} is {what}; the folder is incomplete, fetch it again"
-            )
+    if misshapen:
+        more = f" and {len(misshapen) - 1} more" if len(misshapen) > 1 else ""
+        raise ModelError(
+            f"{folder}: tensor {misshapen[0]}{more} is of another shape than config.json says; the folder is "
+            "incomplete, fetch it again"
+        )
+    for name, parameter in model.named_parameters():
+        check_finite(folder, name, parameter.detach())
     return model
 
 
@@ -143,9 +158,12 @@ def _load_dequantised(folder: Path, dtype: torch.dtype) -> Any:
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     del config.quantization_config
     causal: Any = transformers.AutoModelForCausalLM
-    model = causal.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
     tensors = Tensors(folder)
     try:
+        # An output matrix that is stored counts, whatever the configuration says: as transformers has it.
+        if "lm_head.weight" in tensors or "lm_head.qweight" in tensors:
+            config.tie_word_embeddings = False
+        model = causal.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
         # A tied output matrix is named once, as the embedding.
         for name, target in model.named_parameters():
             base, shape = name.removesuffix(".weight"), tuple(target.shape)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -85,6 +86,7 @@ def open_decoder(
             LookupError,
             ArithmeticError,
             SafetensorError,
+            StrictDataclassError,
         ) as error:  # a configuration with other types or numbers than any model has
             raise ModelError(f"{folder}: can't be loaded ({error})") from error
     if output_bits not in (None, 16):
