@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from engine_rows import GREEDY, answers
 from live import rrtf_serve
 from safetensors.torch import load_file, save_file
@@ -139,6 +141,20 @@ def test_a_configuration_of_wrong_types_is_named(wrong: dict[str, Any], dtype: s
     change(folder, **wrong)
     with pytest.raises(ModelError, match=next(iter(wrong))):
         TorchEngine(folder, context_length=64, device="cpu", threads=1, dtype=dtype)
+
+
+def test_what_libraries_say_while_a_model_is_opened_stays_with_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = transformers.utils.logging.get_logger("transformers.tests").warning
+    with checkpoint.quiet():
+        warnings.warn_explicit("no driver", UserWarning, "x.py", 1, module="torch.cuda")
+        report("tensors were made up")
+        with pytest.raises(UserWarning, match="ours"):
+            warnings.warn("ours", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserWarning, match="no driver"):
+        warnings.warn_explicit("no driver", UserWarning, "x.py", 1, module="torch.cuda")
 
 
 def test_half_a_shard_is_refused(folder: Path) -> None:

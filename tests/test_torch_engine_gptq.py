@@ -239,6 +239,30 @@ def test_unknown_settings_are_named(settings: dict[str, Any], message: str, tmp_
             opened(folder, dtype)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"quant_method": "awq", "bits": 4}, {"quant_method": "fp8"}, {"quant_method": "bitsandbytes"}],
+)
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_other_ways_to_quantise_are_named(settings: dict[str, Any], dtype: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "odd", "qwen2", **WIDE)
+    configure(folder, quantization_config=settings)
+    with pytest.raises(ModelError, match=f"quantised by {settings['quant_method']} .* read are gptq"):
+        opened(folder, dtype)
+
+
+def test_settings_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
+    folder, _ = quantised(tmp_path, "qwen2", bits=4, group=32, ordered=True, **WIDE)
+    expected = [logits(opened(folder, dtype)) for dtype in ("auto", "float32")]
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    settings = config.pop("quantization_config")
+    del settings["quant_method"]
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    (folder / "quantize_config.json").write_text(json.dumps(settings), "utf-8")
+    for dtype, wanted in zip(("auto", "float32"), expected, strict=True):
+        assert torch.equal(logits(opened(folder, dtype)), wanted)
+
+
 def test_too_little_memory_says_what_would_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = quantised(tmp_path, "qwen2", bits=4, group=32, **WIDE)
     for error in (

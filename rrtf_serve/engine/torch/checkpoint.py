@@ -7,6 +7,7 @@ kernels too; on a CPU they are dequantised here, for what the compiled kernels (
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -35,6 +36,24 @@ from rrtf_serve.models.source import Kind, detect_kind
 ARCHITECTURES = ("gpt_bigcode", "llama", "qwen2", "starcoder2")
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what transformers reports and torch warns of while a model is opened: what of it matters is
+    checked here and said in the user's words. And without a progress bar in a log file."""
+    reports: Any = transformers.utils.logging
+    before = reports.get_verbosity()
+    reports.set_verbosity_error()
+    if not sys.stderr.isatty():
+        reports.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(torch|transformers|huggingface_hub)(\.|$)")
+            yield
+    finally:
+        reports.set_verbosity(before)
+
+
+@quiet()  # torch built for CUDA warns where there is no driver
 def pick_device(device: str) -> torch.device:
     """Raises ValueError naming the flag where this machine has no such device."""
     if device not in {"auto", "cpu", "cuda"}:
@@ -59,6 +78,7 @@ def pick_dtype(dtype: str, stored: str, device: torch.device) -> torch.dtype:
     return found
 
 
+@quiet()
 def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
     """The model in evaluation mode on `device`.
 
@@ -81,6 +101,8 @@ def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
         if kind is Kind.GPTQ:
             model = _load_gptq(folder, device) if device.type == "cuda" else _load_dequantised(folder, wanted)
         elif kind is Kind.HF:
+            if config.record("quantization_config").values:
+                read_settings(folder)  # refuses it by its name: it is not GPTQ
             model = _load_plain(folder, device, wanted)
         else:
             raise ModelError(f"{folder}: a {kind} folder; the torch engine reads Hugging Face folders")
@@ -108,19 +130,18 @@ def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
 
 def _load_plain(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     causal: Any = transformers.AutoModelForCausalLM
-    with _quiet():
-        model, found = causal.from_pretrained(
-            folder,
-            dtype=dtype,
-            # Straight to the device: through the CPU's memory a model would have to fit there too.
-            device_map={"": device} if device.type == "cuda" else None,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            attn_implementation=attention.NAME,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+    model, found = causal.from_pretrained(
+        folder,
+        dtype=dtype,
+        # Straight to the device: through the CPU's memory a model would have to fit there too.
+        device_map={"": device} if device.type == "cuda" else None,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        attn_implementation=attention.NAME,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
     # transformers makes up at random what is missing or doesn't fit, and only warns.
     absent = sorted(found["missing_keys"])
     if absent:
@@ -137,26 +158,12 @@ def _load_plain(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     return model
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report on tensors, which are checked here, and without a bar in a log file."""
-    reports: Any = transformers.utils.logging
-    before = reports.get_verbosity()
-    reports.set_verbosity_error()
-    if not sys.stderr.isatty():
-        reports.disable_progress_bar()
-    try:
-        yield
-    finally:
-        reports.set_verbosity(before)
-
-
 def _load_dequantised(folder: Path, dtype: torch.dtype) -> Any:
     """A GPTQ folder as a plain model of what its weights are worth, rounded to `dtype`: no GPTQ library is
     needed, and in float32 nothing is rounded, but the weights take their full size."""
     settings = read_settings(folder)
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    del config.quantization_config
+    config.quantization_config = None  # it may stand in quantize_config.json alone
     causal: Any = transformers.AutoModelForCausalLM
     tensors = Tensors(folder)
     try:

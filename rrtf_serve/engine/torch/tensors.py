@@ -38,6 +38,8 @@ class Tensors:
                 file = self._stack.enter_context(safe_open(path, framework="pt"))
             except Exception as error:  # the library has an error of its own for every kind of damage
                 self.close()
+                if "os error 12" in str(error):  # ENOMEM
+                    raise MemoryError(f"{path}: {error}") from error
                 raise ModelError(f"{path}: damaged or cut short, fetch it again ({error})") from error
             self._files.update(dict.fromkeys(file.keys(), file))
         files = self._files
