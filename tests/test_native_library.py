@@ -24,6 +24,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     library.load.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A compiler that has compiled already: a real library is copied to where one is asked for."""
+    folder = tmp_path_factory.mktemp("quick")
+    compiler = library.find_compiler()
+    assert compiler is not None
+    library._build([compiler], folder / "kernels.so")
+    script = folder / "c++"
+    script.write_text(f'#!/bin/sh\nfor last in "$@"; do :; done\ncp {folder}/kernels.so "$last"\n', "utf-8")
+    script.chmod(0o755)
+    return str(script)
+
+
 def test_several_that_start_at_once_end_with_one_file_that_later_ones_take(home: Path) -> None:
     command = [sys.executable, "-c", _LOAD]
     first = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -72,7 +85,10 @@ def test_the_fields_of_both_sides_are_the_same() -> None:
     assert [kernels.size_of(number) for number in range(5)] == sizes
 
 
-def test_a_library_that_others_may_have_written_is_built_again(home: Path) -> None:
+def test_a_library_that_others_may_have_written_is_built_again(
+    home: Path, quick: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", quick)
     library.load()
     [built] = home.iterdir()
     assert built.stat().st_mode & 0o777 == 0o700
@@ -94,14 +110,17 @@ def test_a_folder_that_others_may_write_into_is_refused(home: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_library_of_another_user_is_not_loaded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_of_another_user_is_built_again(
+    home: Path, quick: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", quick)
     library.load()
     [built] = home.iterdir()
     os.chown(built, 12345, -1)
     library.load.cache_clear()
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(library.KernelError, match="no C\\+\\+ compiler found"):
-        library.load()
+    library.load()
+    assert built.stat().st_uid == 0
     os.chown(home, 12345, -1)
+    library.load.cache_clear()
     with pytest.raises(library.KernelError, match="belongs to another user"):
         library.load()
