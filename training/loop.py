@@ -54,6 +54,7 @@ def train(options: FitOptions, work: Work, resolved: dict[str, Any]) -> dict[str
     trainer = Trainer(options, work)
     start = checkpoint.latest(folder) or 0
     with _told_what_to_change(options), ExitStack() as stack:
+        stack.callback(trainer.close)
         if start:
             checkpoint.load(trainer.accelerator, folder, start)
         history = None
@@ -72,7 +73,7 @@ def train(options: FitOptions, work: Work, resolved: dict[str, Any]) -> dict[str
             if stopping and stop.asked is not None and step + 1 < steps:
                 stop.leave()
         trainer.write(last, work, resolved)
-    checkpoint.clear(trainer.accelerator, folder)
+        checkpoint.clear(trainer.accelerator, folder)
     return report | {"steps_now": steps - start}
 
 
@@ -97,7 +98,13 @@ class Trainer:
         scorer = Scorer(model, options.row_layout).train()
         trained = [weight for weight in scorer.parameters() if weight.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=1.0, weight_decay=options.weight_decay)
-        self._scorer, self._optimiser = self.accelerator.prepare(scorer, optimiser)
+        self.scorer, self.optimiser = self.accelerator.prepare(scorer, optimiser)
+
+    def close(self) -> None:
+        """Give the memory back, and let the next run of this process choose its own precision."""
+        self.accelerator.free_memory()
+        # There is no public way: the state is one for the whole process and refuses other settings.
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
     def step(self, step: int) -> dict[str, Any]:
         """Step 0..; what the log says of it. Raises ModelError where loss or gradient is not finite."""
@@ -105,7 +112,7 @@ class Trainer:
         schedule, world = self._work.schedule, self.accelerator.num_processes
         batch = [self._work.items[at] for at in schedule.rows(step)]
         lr = schedule.learning_rate(step)
-        for group in self._optimiser.param_groups:
+        for group in self.optimiser.param_groups:
             group["lr"] = lr
         sums = torch.zeros(len(_SUMS), dtype=torch.float64)
         passes = self._passes(batch)
@@ -113,8 +120,8 @@ class Trainer:
             rows = pack(items, self._options.row_layout).to(self.accelerator.device)
             final = number == len(passes)
             self.accelerator.sync_gradients = final
-            with nullcontext() if final else self.accelerator.no_sync(self._scorer):
-                terms = loss_terms(score_rows(self._scorer, rows), rows, self._loss)
+            with nullcontext() if final else self.accelerator.no_sync(self.scorer):
+                terms = loss_terms(score_rows(self.scorer, rows), rows, self._loss)
                 # DDP and its kin average over processes what is to be summed.
                 loss = terms.total.sum() * (world / len(batch) * counts)
                 self.accelerator.backward(loss)
@@ -122,12 +129,12 @@ class Trainer:
                 sums += _sums(terms, rows)
         sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
         _check_finite(sums[:3].tolist(), step + 1, "loss", lr)
-        norm = self.accelerator.clip_grad_norm_(self._scorer.parameters(), self._options.clip)
+        norm = self.accelerator.clip_grad_norm_(self.scorer.parameters(), self._options.clip)
         norm = None if norm is None else float(norm)
         if norm is not None:
             _check_finite([norm], step + 1, "gradient", lr)
-        self._optimiser.step()
-        self._optimiser.zero_grad()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
         seconds = time.monotonic() - began
         return {
             "epoch": step // schedule.steps_per_epoch,
@@ -148,9 +155,9 @@ class Trainer:
     def write(self, folder: Any, work: Work, resolved: dict[str, Any]) -> None:
         """The model as it is now."""
         self.accelerator.wait_for_everyone()
-        state = self.accelerator.get_state_dict(self._scorer)
+        state = self.accelerator.get_state_dict(self.scorer)
         if self.accelerator.is_main_process:
-            inner = self.accelerator.unwrap_model(self._scorer).model
+            inner = self.accelerator.unwrap_model(self.scorer).model
             plain = {name.removeprefix("model."): value for name, value in state.items()}
             made = {name: resolved[name] for name in ("method", "tuples_sha256", "seed", "lr", "steps")}
             write_student(work.student, inner, plain, folder, made=made)
