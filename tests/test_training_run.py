@@ -167,7 +167,6 @@ def test_a_stopped_run_leaves_nothing_half_written(folder: Path, number: int, st
         child = subprocess.Popen(
             [sys.executable, "-m", "training.cli", "run", str(file)],
             stderr=subprocess.DEVNULL,
-            env=os.environ,
         )
         deadline = time.monotonic() + 60
         while len(toy.asked) < 3 and time.monotonic() < deadline:
