@@ -199,10 +199,8 @@ def test_all_stages_with_a_model_that_is_trained(folder: Path) -> None:
     report = run(config_of(table, "table"))
     assert (report["fit"]["tuples"], report["fit"]["steps"]) == (3, 2)
     assert (folder / "fit" / "last" / "model.safetensors").is_file()
-    assert (
-        f"rrtf-convert ct2 {folder / 'fit' / 'last'} -o {folder / 'model'}"
-        in (folder / "summary.md").read_text()
-    )
+    page = (folder / "summary.md").read_text()
+    assert f"rrtf-convert ct2 {folder / 'fit' / 'last'} -o {folder / 'model'}" in page
     assert run(config_of(table, "table"))["fit"]["steps_now"] == 0
     table["fit"] = {**table["fit"], "lr": 2e-3}  # type: ignore[dict-item]  # a table
     with pytest.raises(ValueError, match=r"--lr 0\.001 there, 0\.002 here.*--redo fit keeps"):
