@@ -199,7 +199,13 @@ def summary(config: RunConfig, reports: dict[str, Any]) -> str:
     ]
     if config.fit is None:
         return "\n".join(
-            [*lines, "Next:", "", f"    rrtf-train fit {config.folder / 'tuples.jsonl'} --help", ""]
+            [
+                *lines,
+                "Next:",
+                "",
+                f"    rrtf-train fit {config.folder / 'tuples.jsonl'} --model MODEL -o FIT",
+                "",
+            ]
         )
     options, trained = config.fit, str(config.fit.output / "last")
     model = str(config.folder / "model")
