@@ -65,15 +65,15 @@ def command(options: FitOptions, *more: str) -> list[str]:
 
 
 def test_it_learns_to_rank_and_says_so(options: FitOptions) -> None:
-    options = replace(options, epochs=12)
+    options = replace(options, epochs=8)
     report = fit(options)
     lines = log(options.output)
-    assert report["steps"] == len(lines) == 36
-    assert [line["step"] for line in lines] == list(range(1, 37))
+    assert report["steps"] == len(lines) == 24
+    assert [line["step"] for line in lines] == list(range(1, 25))
     first, last = lines[:3], lines[-3:]
     assert sum(line["ft"] for line in last) < 0.5 * sum(line["ft"] for line in first)
     assert sum(line["active"] for line in last) < sum(line["active"] for line in first)
-    assert all(line["ordered"] + line["active"] == 1 for line in lines)
+    assert all(line["ordered"] + line["active"] == 1 for line in lines if line["pairs"])
     assert sum(line["tuples"] for line in first) == 10
     assert not (options.output / "checkpoints").exists()
     assert list((options.output / "tensorboard").glob("events*"))
@@ -141,11 +141,11 @@ def gradients(options: FitOptions) -> dict[str, torch.Tensor]:
 
 
 def test_killed_and_resumed_equals_uninterrupted(options: FitOptions) -> None:
-    options = replace(options, epochs=60, checkpoint_every=3)
+    options = replace(options, epochs=16, checkpoint_every=3)
     straight = replace(options, output=options.output.with_name("straight"))
     fit(straight)
     kills = 0
-    for lines in (7, 40):
+    for lines in (7, 20):
         process = subprocess.Popen([sys.executable, *command(options)], stderr=subprocess.PIPE)
         deadline = time.monotonic() + 120
         while process.poll() is None and len(read_whole(options.output)) < lines:
@@ -157,7 +157,7 @@ def test_killed_and_resumed_equals_uninterrupted(options: FitOptions) -> None:
         kills += process.returncode == -signal.SIGKILL
     assert kills >= 1
     report = fit(options)
-    assert report["steps_now"] < report["steps"] == 180
+    assert report["steps_now"] < report["steps"] == 48
     assert log(options.output) == log(straight.output)
     assert same(options.output, straight.output)
 
@@ -196,10 +196,15 @@ def test_two_processes_train_as_one(options: FitOptions) -> None:
     alone = replace(options, output=options.output.with_name("alone"))
     fit(alone)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     launched = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", *command(options)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        [*launch, *command(options)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert launched.returncode == 0, launched.stderr
     one, two = log(alone.output), log(options.output)
     assert len(one) == len(two) == 4

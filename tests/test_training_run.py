@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_models import write_hf
 from toy_problems import Toy, lines, serving, write_problems
 
 from rrtf_serve.problems.samplers import SamplerError
@@ -15,7 +16,7 @@ from rrtf_serve.problems.samples import BusyError, open_alone
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import SandboxUnavailable
 from training.cli import main
-from training.config import RunConfig, read_config
+from training.config import RunConfig, config_of, read_config
 from training.records import read_tuples
 from training.run import run
 
@@ -168,7 +169,7 @@ def test_a_stopped_run_leaves_nothing_half_written(folder: Path, number: int, st
             [sys.executable, "-m", "training.cli", "run", str(file)],
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(toy.asked) < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
         child.send_signal(number)
@@ -178,3 +179,31 @@ def test_a_stopped_run_leaves_nothing_half_written(folder: Path, number: int, st
         asked = len(toy.asked)
         assert run(read_config(file))["rank"]["tuples"] == 3
         assert len(toy.asked) - asked == 6 - kept
+
+
+def test_all_stages_with_a_model_that_is_trained(folder: Path) -> None:
+    model = write_hf(folder.parent / "tiny", "qwen2")
+    problems = write_problems(folder.parent / "toy.jsonl")
+    table = {
+        "folder": str(folder),
+        "problems": [str(problems)],
+        "format": "completion",
+        "source": [
+            {"name": "s", "role": "student", "model": str(model), "engine": "torch", "dtype": "float32",
+             "k": 1, "max_tokens": 4, "batch": 1, "threads": 1},
+            {"name": "experts", "role": "teacher", "kind": "reference"},
+        ],
+        "judge": {"workers": 1},
+        "fit": {"epochs": 1, "batch": 2, "threads": 1, "precision": "fp32", "lr": 1e-3},
+    }  # fmt: skip
+    report = run(config_of(table, "table"))
+    assert (report["fit"]["tuples"], report["fit"]["steps"]) == (3, 2)
+    assert (folder / "fit" / "last" / "model.safetensors").is_file()
+    page = (folder / "summary.md").read_text()
+    assert f"rrtf-convert ct2 {folder / 'fit' / 'last'} -o {folder / 'model'}" in page
+    assert run(config_of(table, "table"))["fit"]["steps_now"] == 0
+    table["fit"] = {**table["fit"], "lr": 2e-3}  # type: ignore[dict-item]  # a table
+    with pytest.raises(ValueError, match=r"--lr 0\.001 there, 0\.002 here.*--redo fit keeps"):
+        run(config_of(table, "table"))
+    assert run(config_of(table, "table"), redo="fit")["fit"]["steps_now"] == 2
+    assert (folder / "before-1" / "fit" / "last").is_dir()

@@ -199,9 +199,17 @@ def summary(config: RunConfig, reports: dict[str, Any]) -> str:
     ]
     if config.fit is None:
         return "\n".join(
-            [*lines, "Next:", "", f"    rrtf-train fit {config.folder / 'tuples.jsonl'} --help", ""]
+            [
+                *lines,
+                "Next:",
+                "",
+                f"    rrtf-train fit {config.folder / 'tuples.jsonl'} --model MODEL -o FIT",
+                "",
+            ]
         )
-    options, trained = config.fit, str(config.fit.output / "last")
+    options = config.fit
+    best = options.output / "best"  # where a development set has chosen one
+    trained = str(best if best.is_dir() else options.output / "last")
     model = str(config.folder / "model")
     made = [f"rrtf-convert ct2 {shlex.quote(trained)} -o {model} --quantization int8"]
     if options.tune != "full":

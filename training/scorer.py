@@ -33,6 +33,8 @@ class Scorer(nn.Module):
         changed = [name for name in _LOGIT_CHANGES if getattr(config, name, None) not in (None, 1, 1.0)]
         if changed:
             raise ModelError(f"{config.model_type}: its {changed[0]} is not supported in training")
+        # What FSDP shards by.
+        self._no_split_modules = getattr(causal, "_no_split_modules", None)
         # Kept out of the module tree: they are inside `model` already.
         object.__setattr__(self, "_backbone", causal.base_model)
         head = causal.get_output_embeddings()
