@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine_record
-from benchmarks.mutation import mutants
 from rrtf_serve.problems.evalplus import HUMANEVAL_PLUS, MBPP_PLUS
 from rrtf_serve.problems.judging import judge_file
+from rrtf_serve.problems.mutation import mutants
 from rrtf_serve.problems.origins import Record, data_folder, json_lines, locate
 from rrtf_serve.problems.problem import Problem, Suite
 from rrtf_serve.problems.samples import read_samples, to_line

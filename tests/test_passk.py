@@ -14,8 +14,8 @@ import pytest
 from benchmarks.agreement import CHEAT, made_sets, table
 from benchmarks.agreement import Row as AgreementRow
 from benchmarks.cli import main
-from benchmarks.mutation import mutants
 from benchmarks.passk import PasskConfig, output_folder, paper_protocol
+from rrtf_serve.problems.mutation import mutants
 from rrtf_serve.problems.samples import open_alone
 from rrtf_serve.problems.suites import load_suite
 from rrtf_serve.sandbox.judge import Sandbox

@@ -125,7 +125,7 @@ def read_tuples(path: Path) -> list[Tuple]:
         found[name] = item
     if not found:
         raise ValueError(
-            f"{path}: holds no tuples; was any problem solved? `rrtf-train rank` prints what it dropped and why"
+            f"{path}: holds no tuples; was any problem solved? `rrtf-train rank` prints what it dropped"
         )
     return list(found.values())
 
@@ -149,7 +149,7 @@ def write_tuples(path: Path, items: Iterable[Tuple]) -> int:
 
 
 def _typed(record: Record, field: str, kind: type, where: str = "") -> Any:
-    value = record.get(field)
+    value: Any = record.get(field)
     # True is an int to Python, and a whole number is a fine score.
     right = type(value) is kind or (kind is float and type(value) is int)
     if not right:

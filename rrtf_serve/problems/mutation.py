@@ -1,4 +1,4 @@
-"""Wrong programmes out of right ones: one small change each, for measuring a judge."""
+"""Wrong programmes out of right ones: one small change each, for measuring a judge or its tests."""
 
 from __future__ import annotations
 

@@ -1,0 +1,140 @@
+"""What programmes return for calls, found out in the sandbox.
+
+A value crosses to the host as the text of its literal, written by the tests' process and not by the
+programme's; it is parsed, never evaluated. What is no literal of at most LONGEST characters is no value.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rrtf_serve.problems.samples import Journal
+from rrtf_serve.sandbox.jobs import FunctionJob
+from rrtf_serve.sandbox.judge import Sandbox
+from rrtf_serve.sandbox.limits import Limits
+from rrtf_serve.sandbox.verdict import Status, TestResult, Verdict
+
+LONGEST = 280  # characters of a value's literal; the sandbox shows 300 of a failure's message
+LIMITS = Limits(wall_s=15.0, cpu_s=5.0, memory_bytes=1 << 30)
+_MARK = "value:"
+_END = ":end"
+_SHOW = f"""\
+class Shown(Exception):
+    pass
+
+
+def show(value):
+    raise Shown({_MARK!r} + repr(value) + {_END!r})
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call did: `literal` is the value's source text; `error` says why there is none."""
+
+    literal: str | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A programme and the calls to make of its entry point."""
+
+    programme: str
+    entry_point: str
+    calls: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        content = json.dumps([self.programme, self.entry_point, self.calls])
+        return hashlib.sha256(content.encode("ascii")).hexdigest()[:32]
+
+
+def outcomes(trials: Sequence[Trial], sandboxes: Sequence[Sandbox], path: Path) -> list[tuple[Outcome, ...]]:
+    """For each trial one outcome per call; a value stands only where every sandbox saw the same one.
+
+    Two sandboxes are two processes: what hangs on the hash seed, the clock or chance differs between them.
+    Finished trials are kept in `path`. Raises BusyError where another process writes there.
+    """
+    found: dict[str, tuple[Outcome, ...]] = {}
+    with Journal(path) as journal:
+        for record in journal.records.values():
+            found[record["key"]] = tuple(Outcome(**each) for each in record["outcomes"])
+        missing = list({each.key: each for each in trials if each.key not in found}.values())
+        passes = [_run(missing, sandbox) for sandbox in sandboxes]
+        progress = tqdm(
+            zip(missing, *passes, strict=True), desc="running programmes", unit="programme",
+            total=len(missing),
+        )  # fmt: skip
+        for trial, *several in progress:
+            found[trial.key] = tuple(_stable(each) for each in zip(*several, strict=True))
+            journal.add({"key": trial.key, "outcomes": [asdict(each) for each in found[trial.key]]})
+    return [found[trial.key] for trial in trials]
+
+
+def _stable(several: tuple[Outcome, ...]) -> Outcome:
+    first = several[0]
+    if all(each == first for each in several):
+        return first
+    if any(each.literal is None for each in several):
+        return next(each for each in several if each.literal is None)
+    return Outcome(None, "another value when run again")
+
+
+def _run(trials: Sequence[Trial], sandbox: Sandbox) -> Iterator[tuple[Outcome, ...]]:
+    verdicts = sandbox.judge_many((_job(trial, trial.calls) for trial in trials), LIMITS)
+    for trial, verdict in zip(trials, verdicts, strict=True):
+        if verdict.kind is None or len(trial.calls) == 1:
+            yield _read(verdict, len(trial.calls))
+            continue
+        # One call broke a limit and took the others with it.
+        alone = sandbox.judge_many((_job(trial, (call,)) for call in trial.calls), LIMITS)
+        yield tuple(_read(each, 1)[0] for each in alone)
+
+
+def _job(trial: Trial, calls: Sequence[str]) -> FunctionJob:
+    tests = "\n".join(f"assert show({call})" for call in calls)
+    return FunctionJob(trial.programme, trial.entry_point, tests, _SHOW)
+
+
+def _read(verdict: Verdict, count: int) -> tuple[Outcome, ...]:
+    if verdict.status is Status.INFRA_ERROR or len(verdict.tests) != count:
+        return (Outcome(None, verdict.message or "the run was cut short"),) * count
+    return tuple(_outcome(test) for test in verdict.tests)
+
+
+def _outcome(test: TestResult) -> Outcome:
+    kind, _, text = test.message.partition(": ")
+    if kind != "Shown" or not text.startswith(_MARK):
+        return Outcome(None, test.message or test.kind)
+    if not text.endswith(_END):
+        return Outcome(None, f"a value of more than {LONGEST} characters")
+    literal = text.removeprefix(_MARK).removesuffix(_END)
+    try:
+        value = ast.literal_eval(literal)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return Outcome(None, f"not plain data: {literal[:80]}")
+    return Outcome(spelled(value)) if len(literal) <= LONGEST else Outcome(None, "too long a value")
+
+
+def spelled(value: object) -> str:
+    """`repr`, but for sets and dictionaries: their members in a fixed order, so that equal values are spelled
+    alike."""
+    match value:
+        case set() if value:
+            return "{" + ", ".join(sorted(map(spelled, value))) + "}"
+        case dict():
+            return "{" + ", ".join(sorted(f"{spelled(k)}: {spelled(v)}" for k, v in value.items())) + "}"
+        case list():
+            return "[" + ", ".join(map(spelled, value)) + "]"
+        case tuple():
+            return "(" + ", ".join(map(spelled, value)) + ("," if len(value) == 1 else "") + ")"
+        case _:
+            return repr(value)

@@ -1,0 +1,335 @@
+"""A Python repository as text: its modules, who defines which name, and what a definition needs.
+
+Nothing of it is imported or run; all is read with the parser.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from rrtf_serve.problems.syntax import parse
+
+SKIPPED_FOLDERS = {
+    ".git",
+    ".tox",
+    ".nox",
+    ".venv",
+    "venv",
+    "build",
+    "dist",
+    "node_modules",
+    "docs",
+    "__pycache__",
+}
+_SKIPPED_FILES = {"setup.py", "conftest.py", "noxfile.py"}
+
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+_PLAIN = (ast.Assign, ast.AnnAssign)
+
+
+class Unsupported(ValueError):  # noqa: N818  # says what was found, and is the reason in the report
+    """Why a function or a test can't become (part of) a problem."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, eq=False)
+class Module:
+    """One file. `path` is relative to the repository's root."""
+
+    name: str  # dotted
+    path: Path
+    source: str
+    is_package: bool
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return parse(self.source)
+
+    @cached_property
+    def binders(self) -> dict[str, list[ast.stmt]]:
+        """The top-level statements that bind a name, by name."""
+        found: dict[str, list[ast.stmt]] = {}
+        for statement in self.tree.body:
+            for name in bound_by(statement):
+                found.setdefault(name, []).append(statement)
+        return found
+
+    @cached_property
+    def functions(self) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
+        """Top-level functions that nothing else binds."""
+        return {
+            node.name: node
+            for node in self.tree.body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(self.binders[node.name]) == 1
+        }
+
+    def text_of(self, node: ast.stmt) -> str:
+        """Its source lines, decorators included, without a line end."""
+        first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
+        return "\n".join(self.source.split("\n")[first - 1 : node.end_lineno])
+
+    def absolute(self, node: ast.ImportFrom) -> str:
+        """The dotted name of the module that a `from` import names."""
+        if not node.level:
+            return node.module or ""
+        parts = self.name.split(".")
+        base = parts[: len(parts) - node.level + (1 if self.is_package else 0)]
+        return ".".join([*base, *([node.module] if node.module else [])])
+
+
+@dataclass(frozen=True)
+class Member:
+    """A definition: the module that holds it, and its name there."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Repository:
+    modules: dict[str, Module]
+    tests: list[Module]
+    unreadable: dict[str, str]  # path -> why
+
+    def resolve(self, module: str, name: str, seen: frozenset[str] = frozenset()) -> Member | str | None:
+        """What `from module import name` gives: a member, the dotted name of a module, or None where it is
+        not the repository's."""
+        if module not in self.modules or f"{module}:{name}" in seen:
+            return None
+        here = self.modules[module]
+        for statement in here.binders.get(name, []):
+            if isinstance(statement, ast.ImportFrom):
+                alias = next(each for each in statement.names if (each.asname or each.name) == name)
+                found = self.resolve(here.absolute(statement), alias.name, seen | {f"{module}:{name}"})
+                return found or (
+                    Member(module, name) if here.absolute(statement) not in self.modules else None
+                )
+            return Member(module, name)
+        if f"{module}.{name}" in self.modules:
+            return f"{module}.{name}"
+        for statement in here.tree.body:
+            if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
+                found = self.resolve(here.absolute(statement), name, seen | {f"{module}:{name}"})
+                if found is not None:
+                    return found
+        return None
+
+
+def read_repository(root: Path) -> Repository:
+    """Every Python file below `root`. Raises ValueError where there is none, or no test file among them."""
+    if not root.is_dir():
+        raise ValueError(f"--pytest {root}: no such folder")
+    modules: dict[str, Module] = {}
+    tests: list[Module] = []
+    unreadable: dict[str, str] = {}
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if SKIPPED_FOLDERS & set(relative.parts[:-1]) or any(p.startswith(".") for p in relative.parts):
+            continue
+        try:
+            module = _read(path, relative)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            unreadable[str(relative)] = str(error)
+            continue
+        if _holds_tests(path):
+            tests.append(module)
+        elif path.name not in _SKIPPED_FILES:
+            modules[module.name] = module
+    if not tests:
+        raise ValueError(f"--pytest {root}: holds no test_*.py or *_test.py")
+    return Repository(modules, tests, unreadable)
+
+
+def _read(path: Path, relative: Path) -> Module:
+    parts = list(relative.with_suffix("").parts)
+    if parts[0] == "src" and len(parts) > 1:
+        parts = parts[1:]
+    is_package = parts[-1] == "__init__" and len(parts) > 1
+    module = Module(
+        ".".join(parts[:-1] if is_package else parts), relative, path.read_text("utf-8"), is_package
+    )
+    _ = module.tree  # a file that does not parse is refused here
+    return module
+
+
+def _holds_tests(path: Path) -> bool:
+    return path.name.startswith("test_") or path.name.endswith("_test.py")
+
+
+def bound_by(statement: ast.stmt) -> set[str]:
+    """Names that a top-level statement binds in its module."""
+    found: set[str] = set()
+    pending: list[ast.AST] = [statement]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {each.asname or each.name.partition(".")[0] for each in node.names if each.name != "*"}
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            continue
+        pending += ast.iter_child_nodes(node)
+    return found
+
+
+def names_read(*nodes: ast.AST) -> set[str]:
+    """Names that code reads and that nothing in it binds; built-ins are not among them."""
+    read: set[str] = set()
+    bound: set[str] = set(vars(builtins))
+    everything = [each for root in nodes for each in ast.walk(root)]
+    for node in everything:
+        match node:
+            case ast.Name(name, ast.Load()):
+                read.add(name)
+            case ast.Name(name) | ast.ExceptHandler(name=str(name)) | ast.arg(name):
+                bound.add(name)
+            case ast.alias(name, asname):
+                bound.add(asname or name.partition(".")[0])
+            case _:
+                pass
+    # Methods are not names that the code beside them could read, and a definition may read its own name.
+    others = {each for node in everything if isinstance(node, ast.ClassDef) for each in node.body} | {*nodes}
+    definitions = (each for each in everything if isinstance(each, ast.FunctionDef | ast.ClassDef))
+    bound |= {each.name for each in definitions if each not in others}
+    return read - bound
+
+
+@dataclass
+class Gathered:
+    """Source text of definitions and all that they need, growing as more is asked for.
+
+    `leave_out` is never taken in: it is what a problem asks to write.
+    """
+
+    repository: Repository
+    leave_out: Member
+    _owners: dict[str, Member] = field(default_factory=dict)
+    _imports: dict[str, None] = field(default_factory=dict)
+    _statements: dict[str, dict[int, str]] = field(default_factory=dict)  # module -> line -> text
+    _written: set[str] = field(default_factory=set)
+
+    def need(self, member: Member) -> None:
+        """Take in a definition and what it reads. Raises Unsupported."""
+        if member == self.leave_out or self._owners.get(member.name) == member:
+            return
+        if member.name in self._owners:
+            other = self._owners[member.name]
+            raise Unsupported(
+                "two definitions of one name", f"{member.name} in {other.module}, {member.module}"
+            )
+        self._owners[member.name] = member
+        module = self.repository.modules[member.module]
+        for statement in module.binders.get(member.name, []):
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                self._need_import(module, statement, member.name)
+            else:
+                self.need_names(module, names_read(statement))
+                self._statements.setdefault(module.name, {})[statement.lineno] = module.text_of(statement)
+                # It may bind more than was asked for.
+                for name in bound_by(statement):
+                    self._owners.setdefault(name, Member(module.name, name))
+
+    def need_names(self, module: Module, names: set[str]) -> None:
+        """Take in what a module's code reads by these names. Raises Unsupported."""
+        for name in sorted(names):
+            if name in module.binders:
+                self.need(Member(module.name, name))
+                continue
+            found = self.repository.resolve(module.name, name)
+            if isinstance(found, Member):
+                self.need(found)
+
+    def need_effects(self) -> None:
+        """Take in the top-level statements that bind nothing themselves but may change data that was taken
+        in, such as `TABLE["x"] = 1` or `register("x")`. Raises Unsupported."""
+        before = -1
+        while before != len(self._owners):
+            before = len(self._owners)
+            for name in list(self._statements):
+                module = self.repository.modules[name]
+                for statement in module.tree.body:
+                    if self._may_change(module, statement):
+                        self.need_names(module, names_read(statement))
+                        self._statements[name][statement.lineno] = module.text_of(statement)
+
+    def _may_change(self, module: Module, statement: ast.stmt) -> bool:
+        if isinstance(statement, _DEFINITIONS):
+            return False
+        if statement.lineno in self._statements[module.name] or "__name__" in names_read(statement):
+            return False
+        reads, pending = set[str](), list(names_read(statement))
+        while pending:
+            name = pending.pop()
+            if name not in reads:
+                reads.add(name)
+                inner = (each for each in module.binders.get(name, []) if isinstance(each, ast.FunctionDef))
+                pending += [each for function in inner for each in names_read(function)]
+        data = {
+            name
+            for name, owner in self._owners.items()
+            if owner.module == module.name
+            and not all(isinstance(each, _DEFINITIONS) for each in module.binders.get(name, []))
+        }
+        # What only binds names of its own changes nothing.
+        return bool(reads & data) and not (bound_by(statement) - data and isinstance(statement, _PLAIN))
+
+    def _need_import(self, module: Module, statement: ast.Import | ast.ImportFrom, name: str) -> None:
+        alias = next(each for each in statement.names if (each.asname or each.name.partition(".")[0]) == name)
+        renamed = f" as {alias.asname}" if alias.asname else ""
+        if isinstance(statement, ast.Import):
+            if alias.name.partition(".")[0] in self.repository.modules:
+                raise Unsupported("reads a module of its own package as a value", alias.name)
+            self._imports[f"import {alias.name}{renamed}"] = None
+            return
+        origin = module.absolute(statement)
+        found = self.repository.resolve(origin, alias.name)
+        if isinstance(found, str):
+            raise Unsupported("reads a module of its own package as a value", found)
+        if found is None:
+            if origin.partition(".")[0] in self.repository.modules:
+                raise Unsupported("a name that its package does not define", f"{origin}.{alias.name}")
+            self._imports[f"from {origin} import {alias.name}{renamed}"] = None
+            return
+        if found.name == name:
+            del self._owners[name]  # it stands for that one
+            self.need(found)
+        elif found != self.leave_out:
+            self.need(found)
+            self._statements.setdefault(module.name, {})[statement.lineno] = f"{name} = {found.name}"
+
+    def text(self) -> str:
+        """What was taken in since the last call, and what changes it: imports, then definitions, those of a
+        module in its own order, behind the modules that it needs. Raises Unsupported."""
+        self.need_effects()
+        parts = [line for line in self._imports if line not in self._written]
+        parts.sort(key=lambda line: not line.startswith("from __future__"))
+        imports, definitions = "\n".join(parts), []
+        for statements in self._statements.values():
+            definitions += [statements[line] for line in sorted(statements)]
+        definitions = [each for each in definitions if each not in self._written]
+        self._written |= {*parts, *definitions}
+        return "\n\n\n".join(each for each in (imports, *definitions) if each)
+
+    def add_import(self, line: str) -> None:
+        """One more import, as a source line."""
+        self._imports[line] = None
+
+
+def future_imports(module: Module) -> Iterator[str]:
+    """The module's `from __future__` lines, without which its code may mean something else."""
+    for node in module.tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            yield from (f"from __future__ import {each.name}" for each in node.names)
