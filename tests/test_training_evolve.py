@@ -119,6 +119,9 @@ def test_methods_are_drawn_evenly_and_the_same_every_time() -> None:
         ("As an AI language model I can write a function for that list of numbers.", "refusal"),
         (CHILD + " Keep the given task in mind.", "forbidden-words"),
         ("Return the sum of all even " * 5, "repeats-itself"),
+        ("No title, no solution, no remarks, just a function.", "echoes-request"),
+        ("Write a function for a list. Add one more constraint or requirement to it.", "echoes-request"),
+        ("def total(numbers):\n    out = 0\n    return out + sum(set(numbers))", "code-alone"),
         ("Write a function, please.", "too-short"),
         (CHILD + " Also " + " ".join(f"skip{n}" for n in range(30)), "too-long"),
         (
