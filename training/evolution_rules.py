@@ -3,9 +3,11 @@
 cut-off         the answer ran into its token limit
 empty           fewer than four words
 refusal         the evolver speaks of itself or declines
-forbidden-words a phrase of the request that must not appear (`training.evolution.FORBIDDEN`)
+forbidden-words a phrase that the paper bans (`training.evolution.FORBIDDEN`)
+echoes-request  it speaks of the rewriting itself, or hands the rules back
 repeats-itself  the same six words four times or more
 too-short, too-long   against its parent
+code-alone      code without words that say what to do with it
 no-new-task     the same words as its parent, or nearly
 answers-itself  it holds a solution, where only the method of wrong code may show code that its parent lacks
 other-language  it asks for another language than Python
@@ -59,6 +61,13 @@ _OUTSIDE = re.compile(
     r"current (?:date|time)|random(?:ly)?|machine learning|neural network|classifier|chatbot)\b",
     re.IGNORECASE,
 )
+_ECHO = re.compile(
+    r"\bno title\b|\bno remarks\b|\b(?:new|old|original|provided|harder|following rewritten) task\b|"
+    r"\b(?:add|with) one more constraint\b|\bconstraint or requirement\b|\bprogramming contest\b|"
+    r"\bthis method\b|\bmislead(?:s|ing)? the reader\b",
+    re.IGNORECASE,
+)
+_BLOCK = re.compile(r"```.*?(?:```|$)|^\s*(?:def|class|import|from) .*", re.DOTALL | re.MULTILINE)
 _FENCE = re.compile(r"```|^\s*def \w+\(", re.MULTILINE)
 _RUN, _TIMES = 6, 4
 
@@ -71,7 +80,7 @@ class Limits:
     longest: float = 2.0
     slack_words: int = 25  # beyond which "longest" counts: a dozen words can't take a constraint without
     most_words: int = 400  # of any task
-    near_parent: float = 0.85  # Jaccard from which a child is its parent
+    near_parent: float = 0.8  # Jaccard from which a child is its parent
     near: float = 0.8  # Jaccard from which two tasks are one
 
     def __post_init__(self) -> None:
@@ -171,6 +180,10 @@ def _talk(text: str) -> Broken | None:
     lower = text.lower()
     if phrase := next((each for each in FORBIDDEN if each in lower), None):
         return "forbidden-words", phrase
+    if found := _ECHO.search(text):
+        return "echoes-request", found.group()
+    if len(_BLOCK.sub(" ", text).split()) < 4:
+        return "code-alone", text[:80]
     words = lower.split()
     runs = Counter(tuple(words[start : start + _RUN]) for start in range(len(words) - _RUN + 1))
     run, times = max(runs.items(), key=lambda item: item[1], default=((), 0))
