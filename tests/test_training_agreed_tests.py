@@ -13,8 +13,10 @@ from rrtf_serve.problems.prompts import Prompt
 from rrtf_serve.problems.samplers import Ask, Decoding, Response, SamplerError
 from rrtf_serve.problems.user_file import load_user_file
 from rrtf_serve.sandbox.judge import Sandbox
+from training import cli
 from training.agreed_tests import Source, TestOptions, dropped_of, write_tests
 from training.agreement import Disagreement, Rule, agree, assertion, distinct, same
+from training.hidden_tests import compare, hide_tests
 from training.outcomes import Outcome, Trial, outcomes, spelled
 from training.proposals import Task, calls_in, header_of, read_tasks
 
@@ -327,3 +329,63 @@ def test_sources_need_names_of_their_own(sandboxes: tuple[Sandbox, Sandbox], tmp
     sources = [_source(Scripted(ANSWERS)), _source(Scripted(ANSWERS))]
     with pytest.raises(ValueError, match="--model"):
         write_tests(TASKS, sources, TestOptions(), sandboxes, tmp_path)
+
+
+def test_agreed_tests_are_held_against_hidden_ones(
+    sandboxes: tuple[Sandbox, Sandbox], tmp_path: Path
+) -> None:
+    problems = tmp_path / "suite.jsonl"
+    lines = [
+        {"task_id": "s/add", "text": "Add two things.", "code": "def add(a, b):\n    return a + b\n",
+         "test_list": ["assert add(1, 1) == 2"]},
+        {"task_id": "s/off", "text": "Add two by mistake.", "code": "def off(a, b):\n    return a - b\n",
+         "test_list": ["assert off(1, 0) == 1", "assert off(2, 1) == 1"]},
+    ]  # fmt: skip
+    problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    suite = load_user_file(problems)
+    tasks = hide_tests(suite)
+    assert [task.signature for task in tasks] == ["def add(a, b):", "def off(a, b):"]
+    assert hide_tests(suite, 1) == tasks[:1]
+    answers = {
+        ("mistake", "calls"): [_block("assert off(1, 0) == 1\nassert off(2, 1) == 1\nassert off(5, 5) == 1")],
+        ("mistake", "code"): [each.replace("add", "off") for each in ADD],
+        **{key: several for key, several in ANSWERS.items() if key[0] == "Add two"},
+    }
+    options = TestOptions(solutions=6, call_answers=1)
+    report = write_tests(tasks, [_source(Scripted(answers))], options, sandboxes, tmp_path / "run")
+    assert report["problems"] == 2
+    found = compare(tmp_path / "run", suite, ["one"], sandboxes[0])
+    # All but one programme add: right for the first, and agreed on for the second, which subtracts.
+    assert found["problems"] == 2
+    assert found["rejected_references"] == ["s/off"]
+    assert (found["false_rejects"]["count"], found["false_rejects"]["of"]) == (1, 2)
+    assert (found["false_accepts"]["count"], found["false_accepts"]["of"]) == (5, 10)
+    assert found["accepted_wrong_problems"]["count"] == 1
+    assert (found["wrong_programmes_caught"]["count"], found["wrong_programmes_caught"]["of"]) == (1, 6)
+    assert (found["right_programmes_failed"]["count"], found["right_programmes_failed"]["of"]) == (1, 6)
+    assert 0.1 < found["false_accepts"]["low"] < 0.5 < found["false_accepts"]["high"] < 0.9
+
+
+def test_only_plain_functions_in_words_can_be_hidden(tmp_path: Path) -> None:
+    problems = tmp_path / "suite.jsonl"
+    problems.write_text('{"task_id": "s/1", "text": "t", "test_list": ["assert f(1)"], "entry_point": "f"}\n')
+    with pytest.raises(ValueError, match="s/1: needs a task in words and a plain function"):
+        hide_tests(load_user_file(problems))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "m"], "either TASKS or --hidden"),
+        (["tasks.jsonl"], "--model"),
+        (["tasks.jsonl", "--model", "m", "--temperature", "0"], "--temperature"),
+        (["tasks.jsonl", "--model", "m", "--majority", "0.4"], "--majority"),
+        (["tasks.jsonl", "--model", "m", "--url", "http://h", "--api-key-env", "NOT_SET_ANYWHERE"],
+         "NOT_SET_ANYWHERE"),
+    ],
+)  # fmt: skip
+def test_the_command_names_what_is_wrong(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["tests", *arguments, "-o", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err

@@ -7,6 +7,7 @@ as a whole, as with pytest.
 from __future__ import annotations
 
 import ast
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,16 @@ from functools import cached_property
 from pathlib import Path
 
 from rrtf_serve.problems.syntax import parse
-from training.repository import Gathered, Member, Module, Repository, Unsupported, names_read
+from training.repository import (
+    Gathered,
+    Member,
+    Module,
+    Repository,
+    Unsupported,
+    alias_of,
+    import_line,
+    names_read,
+)
 
 STAND_IN = "pytest_stand_in.py"
 STAND_IN_HAS = {"raises", "approx", "fail", "fixture", "mark", "param"}
@@ -111,7 +121,7 @@ def _imported(repository: Repository, module: Module, name: str) -> Member | str
                     return whole
         elif isinstance(statement, ast.ImportFrom):
             origin = module.absolute(statement)
-            alias = next(each for each in statement.names if (each.asname or each.name) == name)
+            alias = alias_of(statement, name)
             found = repository.resolve(origin, alias.name)
             inner = f"{origin}.{alias.name}"
             return found or (inner if _is_prefix(repository, inner) else None)
@@ -143,7 +153,7 @@ class TestWriter:
     _taken: set[str] = field(default_factory=set)
 
     def add(self, test: PytestTest) -> None:
-        """Raises Unsupported; then nothing of the test is in the code."""
+        """Raises Unsupported; then the code is not to be used any more (see `copy`)."""
         calls = list(self._calls(test))
         if not calls:
             raise Unsupported("no parameters left", "all sets of parameters are marked")
@@ -158,6 +168,14 @@ class TestWriter:
         for call in calls:
             self._take_names(call)
         self._checks += [(test.where, f"assert {ast.unparse(call)}") for call in calls]
+
+    def copy(self) -> TestWriter:
+        """One that grows by itself."""
+        return TestWriter(
+            self.repository, self.module, self.gathered.copy(), dict(self._imports),
+            {line: copy.deepcopy(node) for line, node in self._helpers.items()}, dict(self._bindings),
+            list(self._checks), set(self._taken),
+        )  # fmt: skip
 
     @property
     def checks(self) -> list[str]:
@@ -319,13 +337,8 @@ class TestWriter:
             )
 
     def _take_import(self, statement: ast.Import | ast.ImportFrom, name: str) -> None:
-        alias = next(each for each in statement.names if (each.asname or each.name.partition(".")[0]) == name)
-        renamed = f" as {alias.asname}" if alias.asname else ""
-        if isinstance(statement, ast.Import):
-            line = f"import {alias.name}{renamed}"
-        else:
-            line = f"from {'.' * statement.level}{statement.module or ''} import {alias.name}{renamed}"
-        if alias.name == "pytest" and not renamed:
+        line = import_line(statement, name)
+        if line == "import pytest":
             return  # the stand-in
         if "pytest" in line or line.startswith("from .") or ".mock" in line or " mock" in line:
             raise Unsupported("needs more than the stand-in for pytest has", line)

@@ -12,7 +12,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -40,6 +40,7 @@ from training.repository import (
 
 LIMITS = Limits(wall_s=30.0, cpu_s=10.0, memory_bytes=2 << 30)
 MOST_MUTANTS = 12
+LEAST_S = 1.0  # of the processor, that a wrong function gets
 _LICENCE_LINES = re.compile(r"^License(?:-Expression)?: (.+)$", re.MULTILINE)
 _LICENCE_KEY = re.compile(r"""^license\s*=\s*(?:\{\s*text\s*=\s*)?["']([^"'\n]{1,80})["']""", re.MULTILINE)
 
@@ -221,22 +222,29 @@ def _reads_its_package(repository: Repository, node: ast.AST) -> bool:
 def _written(
     repository: Repository, tests: list[PytestTest], gathered: Gathered, found: Imported
 ) -> TestWriter:
-    """The tests of one file: that with the most of them, since two files may use one name for two things."""
-    files = Counter(test.module.path for test in tests)
-    chosen = files.most_common(1)[0][0]
-    module: Module = next(test.module for test in tests if test.module.path == chosen)
-    writer = TestWriter(repository, module, gathered)
+    """The tests of one file: that with the most checks, since two files may use one name for two things."""
+    by_file: dict[Module, list[PytestTest]] = {}
     for test in tests:
-        if test.module is not module:
-            found.left_out.append(
-                LeftOut(test.where, "most tests of its function are in another file", str(chosen))
-            )
-            continue
-        try:
-            writer.add(test)
-        except Unsupported as error:
-            found.left_out.append(LeftOut(test.where, error.reason, error.detail))
-    return writer
+        by_file.setdefault(test.module, []).append(test)
+    writers = []
+    for module, several in by_file.items():
+        writer = TestWriter(repository, module, gathered.copy())
+        for test in several:
+            grown = writer.copy()
+            try:
+                grown.add(test)
+            except Unsupported as error:
+                found.left_out.append(LeftOut(test.where, error.reason, error.detail))
+            else:
+                writer = grown
+        writers.append(writer)
+    home = gathered.leave_out.module.rpartition(".")[2]
+    chosen = max(writers, key=lambda writer: (len(writer.checks), home in writer.module.path.stem))
+    for writer in writers:
+        for where in dict.fromkeys(writer.checks if writer is not chosen else ()):
+            reason = "more tests of its function are in another file"
+            found.left_out.append(LeftOut(where, reason, str(chosen.module.path)))
+    return chosen
 
 
 def _proved(draft: _Draft, name: str, licence: str | None, sandbox: Sandbox, found: Imported) -> Record:
@@ -249,7 +257,7 @@ def _proved(draft: _Draft, name: str, licence: str | None, sandbox: Sandbox, fou
     if len(first.tests) >= len(checks) and first.kind is None:
         kept = [test.passed for test in first.tests[: len(checks)]]
     if not any(kept):
-        message = first.message or next((t.message for t in first.tests if not t.passed), "")
+        message = next((t.message for t in first.tests if t.message), first.message)
         raise Unsupported("its own tests fail in the sandbox", message[:200])
     for where in dict.fromkeys(where for where, passed in zip(checks, kept, strict=True) if not passed):
         test = first.tests[checks.index(where)]
@@ -263,10 +271,11 @@ def _proved(draft: _Draft, name: str, licence: str | None, sandbox: Sandbox, fou
     if verdict.status is not Status.ALL_PASS:
         raise Unsupported("its own tests fail in the sandbox", verdict.message[:200])
     wrong = _mutants(draft)
-    caught = [
-        not each.passed
-        for each in sandbox.judge_many((_job(record, programme) for programme in wrong), LIMITS)
-    ]
+    # Many a small change makes a loop endless.
+    seconds = min(LIMITS.cpu_s, max(LEAST_S, 5 * verdict.seconds))
+    limits = replace(LIMITS, cpu_s=seconds, wall_s=3 * seconds)
+    verdicts = sandbox.judge_many((_job(record, programme) for programme in wrong), limits)
+    caught = [not each.passed for each in verdicts]
     # The last one returns nothing at all; where nothing else can be changed, it alone must fail.
     if not caught[-1] or not any(caught[:-1] or caught):
         raise Unsupported("tests too weak", f"{sum(caught)} of {len(caught)} wrong functions fail")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -109,20 +109,19 @@ class Repository:
         here = self.modules[module]
         for statement in here.binders.get(name, []):
             if isinstance(statement, ast.ImportFrom):
-                alias = next(each for each in statement.names if (each.asname or each.name) == name)
+                alias = alias_of(statement, name)
                 found = self.resolve(here.absolute(statement), alias.name, seen | {f"{module}:{name}"})
                 return found or (
                     Member(module, name) if here.absolute(statement) not in self.modules else None
                 )
             return Member(module, name)
-        if f"{module}.{name}" in self.modules:
-            return f"{module}.{name}"
         for statement in here.tree.body:
             if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
                 found = self.resolve(here.absolute(statement), name, seen | {f"{module}:{name}"})
-                if found is not None:
+                if isinstance(found, Member):
                     return found
-        return None
+        # A sub-module comes last: a package may hold a function of its name.
+        return f"{module}.{name}" if f"{module}.{name}" in self.modules else None
 
 
 def read_repository(root: Path) -> Repository:
@@ -220,13 +219,16 @@ class Gathered:
     _imports: dict[str, None] = field(default_factory=dict)
     _statements: dict[str, dict[int, str]] = field(default_factory=dict)  # module -> line -> text
     _written: set[str] = field(default_factory=set)
+    _needed_by: dict[str, dict[str, None]] = field(default_factory=dict)  # module -> modules it imports from
 
     def need(self, member: Member) -> None:
         """Take in a definition and what it reads. Raises Unsupported."""
         if member == self.leave_out or self._owners.get(member.name) == member:
             return
-        if member.name in self._owners:
-            other = self._owners[member.name]
+        other = self._owners.get(member.name)
+        if other is not None:
+            if self._alike(member, other):
+                return
             raise Unsupported(
                 "two definitions of one name", f"{member.name} in {other.module}, {member.module}"
             )
@@ -241,6 +243,34 @@ class Gathered:
                 # It may bind more than was asked for.
                 for name in bound_by(statement):
                     self._owners.setdefault(name, Member(module.name, name))
+
+    def _alike(self, one: Member, other: Member) -> bool:
+        """Whether it makes no difference which of two definitions of a name is taken: the same import, or
+        the same statements that read nothing."""
+        first, second = self._meaning(one), self._meaning(other)
+        return first is not None and first == second
+
+    def _meaning(self, member: Member) -> tuple[str, ...] | None:
+        """A definition in words that mean the same in any module; None where there are none."""
+        module = self.repository.modules[member.module]
+        found = []
+        for statement in module.binders.get(member.name, []):
+            local = isinstance(statement, ast.ImportFrom) and statement.level > 0
+            if local or names_read(statement) - {member.name}:
+                return None
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                found.append(import_line(statement, member.name))
+            else:
+                found.append(module.text_of(statement))
+        return tuple(found)
+
+    def copy(self) -> Gathered:
+        """One that grows by itself."""
+        return Gathered(
+            self.repository, self.leave_out, dict(self._owners), dict(self._imports),
+            {name: dict(statements) for name, statements in self._statements.items()}, set(self._written),
+            {name: dict(modules) for name, modules in self._needed_by.items()},
+        )  # fmt: skip
 
     def need_names(self, module: Module, names: set[str]) -> None:
         """Take in what a module's code reads by these names. Raises Unsupported."""
@@ -287,12 +317,11 @@ class Gathered:
         return bool(reads & data) and not (bound_by(statement) - data and isinstance(statement, _PLAIN))
 
     def _need_import(self, module: Module, statement: ast.Import | ast.ImportFrom, name: str) -> None:
-        alias = next(each for each in statement.names if (each.asname or each.name.partition(".")[0]) == name)
-        renamed = f" as {alias.asname}" if alias.asname else ""
+        alias = alias_of(statement, name)
         if isinstance(statement, ast.Import):
             if alias.name.partition(".")[0] in self.repository.modules:
                 raise Unsupported("reads a module of its own package as a value", alias.name)
-            self._imports[f"import {alias.name}{renamed}"] = None
+            self._imports[import_line(statement, name)] = None
             return
         origin = module.absolute(statement)
         found = self.repository.resolve(origin, alias.name)
@@ -301,8 +330,9 @@ class Gathered:
         if found is None:
             if origin.partition(".")[0] in self.repository.modules:
                 raise Unsupported("a name that its package does not define", f"{origin}.{alias.name}")
-            self._imports[f"from {origin} import {alias.name}{renamed}"] = None
+            self._imports[import_line(statement, name)] = None
             return
+        self._needed_by.setdefault(module.name, {})[found.module] = None
         if found.name == name:
             del self._owners[name]  # it stands for that one
             self.need(found)
@@ -314,18 +344,60 @@ class Gathered:
         """What was taken in since the last call, and what changes it: imports, then definitions, those of a
         module in its own order, behind the modules that it needs. Raises Unsupported."""
         self.need_effects()
-        parts = [line for line in self._imports if line not in self._written]
-        parts.sort(key=lambda line: not line.startswith("from __future__"))
-        imports, definitions = "\n".join(parts), []
-        for statements in self._statements.values():
-            definitions += [statements[line] for line in sorted(statements)]
-        definitions = [each for each in definitions if each not in self._written]
-        self._written |= {*parts, *definitions}
-        return "\n\n\n".join(each for each in (imports, *definitions) if each)
+        imports = [line for line in self._imports if line not in self._written]
+        imports.sort(key=lambda line: not line.startswith("from __future__"))
+        texts = []
+        for module in self._in_order():
+            statements = self._statements.get(module, {})
+            texts += [statements[line] for line in sorted(statements)]
+        texts = [each for each in texts if each not in self._written]
+        self._written |= {*imports, *texts}
+        return joined(["\n".join(imports), *texts])
+
+    def _in_order(self) -> list[str]:
+        """Modules, each behind those that it imports from (as far as they do not import each other)."""
+        order: dict[str, None] = {}
+        entered: set[str] = set()
+
+        def enter(module: str) -> None:
+            if module not in entered:
+                entered.add(module)
+                for other in self._needed_by.get(module, {}):
+                    enter(other)
+                order[module] = None
+
+        for module in [*self._needed_by, *self._statements]:
+            enter(module)
+        return list(order)
 
     def add_import(self, line: str) -> None:
         """One more import, as a source line."""
         self._imports[line] = None
+
+
+def alias_of(statement: ast.Import | ast.ImportFrom, name: str) -> ast.alias:
+    """The part of an import that binds the name."""
+    return next(each for each in statement.names if (each.asname or each.name.partition(".")[0]) == name)
+
+
+def import_line(statement: ast.Import | ast.ImportFrom, name: str) -> str:
+    """An import of this name alone, as the statement has it."""
+    alias = alias_of(statement, name)
+    origin = ""
+    if isinstance(statement, ast.ImportFrom):
+        origin = f"from {'.' * statement.level}{statement.module or ''} "
+    renamed = f" as {alias.asname}" if alias.asname else ""
+    return f"{origin}import {alias.name}{renamed}"
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Source texts as one: two blank lines around those of several lines."""
+    found = ""
+    for text in filter(None, texts):
+        short = "\n" not in text and "\n" not in found.rpartition("\n\n")[2]
+        gap = "\n" if short else "\n\n\n"
+        found += (gap if found else "") + text
+    return found
 
 
 def future_imports(module: Module) -> Iterator[str]:

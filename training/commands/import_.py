@@ -14,7 +14,7 @@ from training.pytest_source import import_pytest
 _EXAMPLES = """\
 examples:
   rrtf-train import --pytest ./my-project -o problems.jsonl
-  rrtf-train import --pytest ./my-project -o problems.jsonl --site-packages ./venv/lib/python3.11/site-packages
+  rrtf-train import --pytest ./my-project -o problems.jsonl --site-packages ./packages
 
 then: rrtf-train sample RUN --problems problems.jsonl ...
 """
