@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import write_hf
 from tuples import text_tuple, write_made
 
@@ -123,6 +124,15 @@ def test_the_result_does_not_depend_on_how_a_batch_is_cut(options: FitOptions, l
     assert whole.keys() == pieces.keys()
     for name, gradient in whole.items():
         torch.testing.assert_close(gradient, pieces[name], rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_gradient_checkpointing_changes_no_gradient(options: FitOptions, tune: str) -> None:
+    options = replace(options, tune=tune, batch=10)
+    plain, saving = gradients(options), gradients(replace(options, gradient_checkpointing=True))
+    assert plain and plain.keys() == saving.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(gradient, saving[name])
 
 
 def gradients(options: FitOptions) -> dict[str, torch.Tensor]:
@@ -242,9 +252,24 @@ def test_tuples_that_are_too_long_are_left_out_and_counted(options: FitOptions) 
         fit(replace(options, max_tokens=5, output=options.output.with_name("other")))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(options: FitOptions) -> None:
-    with pytest.raises(ModelError, match=r"is not finite. Lower --lr"):
-        fit(replace(options, lr=0.99, clip=1e30, weight_decay=0.0, epochs=400))
+def test_a_loss_that_is_not_finite_stops_the_run(options: FitOptions, model: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(model, tmp_path / "broken")
+    state = load_file(broken / "model.safetensors")
+    state["model.norm.weight"][0] = float("nan")
+    save_file(state, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"step 1: the loss is not finite. Lower --lr \(now 0.01\)"):
+        fit(replace(options, model=str(broken)))
+    assert log(options.output) == []
+
+
+def test_adapters_begin_as_the_seed_says(options: FitOptions) -> None:
+    options = replace(options, tune="lora", epochs=1)
+    folders = [options.output.with_name(name) for name in ("one", "two", "three")]
+    for folder, seed in zip(folders, (0, 0, 1), strict=True):
+        fit(replace(options, output=folder, seed=seed))
+    one, two, three = (load_file(folder / "last" / "adapter_model.safetensors") for folder in folders)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not any(torch.equal(one[name], three[name]) for name in one)
 
 
 def test_no_pairs_is_nothing_to_rank(options: FitOptions) -> None:

@@ -139,12 +139,17 @@ class Trainer:
             deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
             deepspeed.deepspeed_config["gradient_clipping"] = options.clip
         check_tuning(options.tune, self.accelerator.device)
+        torch.manual_seed(options.seed)  # adapters begin at random
         half = torch.bfloat16 if mixed == "bf16" else None
         model = load_model(
             work.student, options.tune, options.adapter(), attention=options.attention, half=half
         )
         if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5.23 deprecates the second name.
+            enable = (
+                getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            )
+            enable({"use_reentrant": False})
             if options.tune != "full":
                 model.enable_input_require_grads()
         self._options, self._work = options, work
