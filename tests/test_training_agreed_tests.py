@@ -378,6 +378,7 @@ def test_only_plain_functions_in_words_can_be_hidden(tmp_path: Path) -> None:
     [
         (["--model", "m"], "either TASKS or --hidden"),
         (["tasks.jsonl"], "--model"),
+        (["--hidden", "humaneval", "--model", "m"], "--hidden humaneval: not a suite to train on"),
         (["tasks.jsonl", "--model", "m", "--temperature", "0"], "--temperature"),
         (["tasks.jsonl", "--model", "m", "--majority", "0.4"], "--majority"),
         (["tasks.jsonl", "--model", "m", "--url", "http://h", "--api-key-env", "NOT_SET_ANYWHERE"],

@@ -231,12 +231,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("made") / "shop"
-    for name, text in FILES.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text).lstrip("\n"))
-    return root
+    return _write(tmp_path_factory.mktemp("made") / "shop", FILES)
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +328,80 @@ def test_names_are_resolved_through_packages(repository: Path) -> None:
     assert found.resolve("shop", "words") == "shop.words"
     assert found.resolve("shop", "missing") is None
     assert found.resolve("json", "loads") is None
+
+
+def _write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip("\n"))
+    return root
+
+
+def test_odd_packages(sandbox: Sandbox, tmp_path: Path) -> None:
+    root = _write(
+        tmp_path / "odd",
+        {
+            # A function of its module's name, annotations that are never read, one import in two modules.
+            "odd/__init__.py": "from .odd import *\n",
+            "odd/odd.py": '''
+                from __future__ import annotations
+
+                import typing as t
+                from odd.even import helper
+
+                if t.TYPE_CHECKING:
+                    from decimal import Decimal
+
+
+                def inner(x: Decimal):
+                    return helper(x)
+
+
+                def odd(x: Decimal) -> bool:
+                    """Whether x is odd."""
+                    return not inner(x)
+            ''',
+            "odd/even.py": '''
+                from __future__ import annotations
+                import typing as t
+                from odd.third import step as advance
+
+
+                def helper(x: t.Any) -> bool:
+                    return advance(x) % 2 == 1
+
+
+                def even(x):
+                    """Whether x is even."""
+                    return advance(x) % 2 == helper(1)
+            ''',
+            "odd/third.py": "def step(x):\n    return x + 1\n\n\ndef helper(x):\n    return x\n",
+            "tests/test_odd.py": """
+                from odd import odd
+                from odd.odd import inner
+
+                def test_odd():
+                    assert odd(1) and odd(3) and not inner(3)
+                    assert not odd(2)
+            """,
+            "tests/test_even.py": """
+                from odd.even import even
+                from odd.third import helper
+
+                def test_even():
+                    assert even(helper(2)) is False
+            """,
+        },
+    )
+    found = import_pytest(root, sandbox)
+    assert [record["entry_point"] for record in found.records] == ["odd"]
+    assert "advance = step" in found.records[0]["prompt"]
+    assert found.records[0]["test"].startswith("from __future__ import annotations\n")
+    assert [(each.what, each.reason) for each in found.left_out] == [
+        ("tests/test_even.py::test_even", "two definitions of one name"),
+        ("odd.even.even", "no test left"),
+    ]
 
 
 def test_a_folder_without_tests_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from rrtf_serve.sandbox.verdict import Status, TestResult, Verdict
 
 LONGEST = 280  # characters of a value's literal; the sandbox shows 300 of a failure's message
 LIMITS = Limits(wall_s=15.0, cpu_s=5.0, memory_bytes=1 << 30)
+_INFRA = "the sandbox failed: "
 _MARK = "value:"
 _END = ":end"
 _SHOW = f"""\
@@ -75,6 +76,8 @@ def outcomes(trials: Sequence[Trial], sandboxes: Sequence[Sandbox], path: Path) 
         )  # fmt: skip
         for trial, *several in progress:
             found[trial.key] = tuple(_stable(each) for each in zip(*several, strict=True))
+            if any(each.error.startswith(_INFRA) for each in found[trial.key]):
+                continue  # no fault of the programme's: it is run again next time
             journal.add({"key": trial.key, "outcomes": [asdict(each) for each in found[trial.key]]})
     return [found[trial.key] for trial in trials]
 
@@ -105,7 +108,9 @@ def _job(trial: Trial, calls: Sequence[str]) -> FunctionJob:
 
 
 def _read(verdict: Verdict, count: int) -> tuple[Outcome, ...]:
-    if verdict.status is Status.INFRA_ERROR or len(verdict.tests) != count:
+    if verdict.status is Status.INFRA_ERROR:
+        return (Outcome(None, f"{_INFRA}{verdict.message}"),) * count
+    if len(verdict.tests) != count:
         return (Outcome(None, verdict.message or "the run was cut short"),) * count
     return tuple(_outcome(test) for test in verdict.tests)
 

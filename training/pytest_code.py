@@ -15,16 +15,16 @@ from functools import cached_property
 from pathlib import Path
 
 from rrtf_serve.problems.syntax import parse
-from training.repository import (
-    Gathered,
-    Member,
-    Module,
-    Repository,
-    Unsupported,
-    alias_of,
-    import_line,
-    names_read,
+from training.gathered import Gathered
+from training.pytest_tests import (
+    PytestTest,
+    dotted_name,
+    imported,
+    is_prefix,
+    is_test,
+    references,
 )
+from training.repository import Member, Module, Repository, Unsupported, import_line, names_read
 
 STAND_IN = "pytest_stand_in.py"
 STAND_IN_HAS = {"raises", "approx", "fail", "fixture", "mark", "param"}
@@ -32,109 +32,6 @@ _FIXTURE = {"pytest.fixture", "fixture"}
 _LEFT_OUT_MARKS = {"skip", "skipif", "xfail", "usefixtures", "asyncio", "anyio"}
 # They look at this process, and the candidate is in another.
 _ACROSS = {"assertWarns", "assertWarnsRegex", "assertLogs", "assertNoLogs"}
-
-TestFunction = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-@dataclass(frozen=True)
-class PytestTest:
-    """A test function, or a method of a test class. `uses` are the repository's functions that it names."""
-
-    __test__ = False  # not a class for pytest to collect
-
-    module: Module
-    function: TestFunction
-    owner: ast.ClassDef | None = None
-    uses: frozenset[Member] = frozenset()
-
-    @property
-    def name(self) -> str:
-        return f"{self.owner.name}::{self.function.name}" if self.owner else self.function.name
-
-    @property
-    def where(self) -> str:
-        return f"{self.module.path}::{self.name}"
-
-
-def tests_of(repository: Repository, module: Module) -> Iterator[PytestTest]:
-    """The tests of one file, in its order."""
-    for node in module.tree.body:
-        if isinstance(node, TestFunction) and node.name.startswith("test"):
-            yield PytestTest(module, node, None, _uses(repository, module, node))
-        elif isinstance(node, ast.ClassDef) and (node.name.startswith("Test") or _is_case(node)):
-            for method in node.body:
-                if isinstance(method, TestFunction) and method.name.startswith("test"):
-                    yield PytestTest(module, method, node, _uses(repository, module, method))
-
-
-def _is_case(node: ast.ClassDef) -> bool:
-    return any(ast.unparse(base).rpartition(".")[2] == "TestCase" for base in node.bases)
-
-
-def _uses(repository: Repository, module: Module, node: ast.AST) -> frozenset[Member]:
-    return frozenset(member for _, member in references(repository, module, node))
-
-
-def references(repository: Repository, module: Module, node: ast.AST) -> list[tuple[str, Member]]:
-    """What test code names of the repository: (dotted expression in the test, definition)."""
-    found: dict[str, Member] = {}
-    for each in ast.walk(node):
-        if isinstance(each, ast.Name | ast.Attribute):
-            dotted = _dotted(each)
-            member = _lookup(repository, module, dotted) if dotted else None
-            if isinstance(member, Member):
-                found[dotted] = member
-    return list(found.items())
-
-
-def _dotted(node: ast.expr) -> str:
-    """ "a.b.c" of a plain chain of names; empty for anything else."""
-    if isinstance(node, ast.Name):
-        return node.id
-    inner = _dotted(node.value) if isinstance(node, ast.Attribute) else ""
-    return f"{inner}.{node.attr}" if inner and isinstance(node, ast.Attribute) else ""
-
-
-def _lookup(repository: Repository, module: Module, dotted: str) -> Member | str | None:
-    """A definition, or a module's dotted name, that an expression of a test file stands for."""
-    first, *rest = dotted.split(".")
-    found = _imported(repository, module, first)
-    for name in rest:
-        if not isinstance(found, str):
-            return None  # an attribute of a definition is not a definition
-        inner = f"{found}.{name}"
-        found = repository.resolve(found, name) or (inner if _is_prefix(repository, inner) else None)
-    return found
-
-
-def _is_prefix(repository: Repository, dotted: str) -> bool:
-    return any(name == dotted or name.startswith(f"{dotted}.") for name in repository.modules)
-
-
-def _imported(repository: Repository, module: Module, name: str) -> Member | str | None:
-    for statement in module.binders.get(name, []):
-        if isinstance(statement, ast.Import):
-            for alias in statement.names:
-                shown = alias.asname or alias.name.partition(".")[0]
-                whole = alias.name if alias.asname else shown
-                if shown == name and _is_prefix(repository, whole):
-                    return whole
-        elif isinstance(statement, ast.ImportFrom):
-            origin = module.absolute(statement)
-            alias = alias_of(statement, name)
-            found = repository.resolve(origin, alias.name)
-            inner = f"{origin}.{alias.name}"
-            return found or (inner if _is_prefix(repository, inner) else None)
-    return None if name in module.binders else _starred(repository, module, name)
-
-
-def _starred(repository: Repository, module: Module, name: str) -> Member | str | None:
-    for statement in module.tree.body:
-        if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
-            found = repository.resolve(module.absolute(statement), name)
-            if found is not None:
-                return found
-    return None
 
 
 @dataclass
@@ -188,6 +85,7 @@ class TestWriter:
         bindings = _bindings(self._bindings)
         stand_in = ast.parse(Path(__file__).with_name(STAND_IN).read_text("utf-8"))
         parts = [
+            self.gathered.futures,  # the repository's definitions may rely on it, and it must come first
             ast.unparse(_Bare().visit(stand_in)),
             "\n".join(self._imports),
             self._definitions,
@@ -243,7 +141,7 @@ class TestWriter:
         values = self._literal_list(decorator.args[1])
         for value in values:
             given = value
-            if isinstance(value, ast.Call) and _dotted(value.func) in ("pytest.param", "param"):
+            if isinstance(value, ast.Call) and dotted_name(value.func) in ("pytest.param", "param"):
                 if any(each.arg == "marks" for each in value.keywords):
                     continue  # it is expected to fail, or to be skipped
                 given = value.args[0] if len(names) == 1 else ast.Tuple(value.args, ast.Load())
@@ -271,7 +169,7 @@ class TestWriter:
         function = found[0] if len(found) == 1 else None
         if not isinstance(function, ast.FunctionDef) or name in within:
             raise Unsupported("a fixture from elsewhere", name)
-        plain = [each for each in function.decorator_list if _dotted(_called(each)) in _FIXTURE]
+        plain = [each for each in function.decorator_list if dotted_name(_called(each)) in _FIXTURE]
         settings = {word.arg for each in plain if isinstance(each, ast.Call) for word in each.keywords}
         yields = any(isinstance(each, ast.Yield | ast.YieldFrom) for each in ast.walk(function))
         if len(plain) != len(function.decorator_list) or not plain or yields or settings - {"scope"}:
@@ -288,14 +186,14 @@ class TestWriter:
             return
         bare = self._bare(node)
         if isinstance(bare, ast.ClassDef):
-            bare.body = [each for each in bare.body if not _is_test(each)]
+            bare.body = [each for each in bare.body if not is_test(each)]
         self._helpers[node.lineno] = bare
         self._take_names(bare)
 
     def _bare(self, node: ast.stmt) -> ast.stmt:
         """A copy that the judge can run. Raises Unsupported."""
         module = parse(ast.unparse(node))
-        kept = [e for e in node.body if not _is_test(e)] if isinstance(node, ast.ClassDef) else [node]
+        kept = [e for e in node.body if not is_test(e)] if isinstance(node, ast.ClassDef) else [node]
         for part in (each for root in kept for each in ast.walk(root)):
             if _is_across(part):
                 detail = ast.unparse(part)[:80]
@@ -307,8 +205,8 @@ class TestWriter:
 
     def _is_own(self, node: ast.Import | ast.ImportFrom) -> bool:
         if isinstance(node, ast.ImportFrom):
-            return node.level > 0 or _is_prefix(self.repository, (node.module or "").partition(".")[0])
-        return any(_is_prefix(self.repository, each.name.partition(".")[0]) for each in node.names)
+            return node.level > 0 or is_prefix(self.repository, (node.module or "").partition(".")[0])
+        return any(is_prefix(self.repository, each.name.partition(".")[0]) for each in node.names)
 
     def _take_names(self, node: ast.AST) -> None:
         for dotted, member in references(self.repository, self.module, node):
@@ -318,7 +216,7 @@ class TestWriter:
             if name in self._taken:
                 continue
             self._taken.add(name)
-            if isinstance(_imported(self.repository, self.module, name), Member | str):
+            if isinstance(imported(self.repository, self.module, name), Member | str):
                 self._refuse_bare(node, name)
                 continue
             for statement in self.module.binders.get(name, []):
@@ -329,7 +227,7 @@ class TestWriter:
 
     def _refuse_bare(self, node: ast.AST, name: str) -> None:
         """A module of the repository may only be asked for its members."""
-        if isinstance(_imported(self.repository, self.module, name), str) and not any(
+        if isinstance(imported(self.repository, self.module, name), str) and not any(
             dotted.startswith(f"{name}.") for dotted in self._bindings
         ):
             raise Unsupported(
@@ -343,10 +241,6 @@ class TestWriter:
         if "pytest" in line or line.startswith("from .") or ".mock" in line or " mock" in line:
             raise Unsupported("needs more than the stand-in for pytest has", line)
         self._imports[line] = None
-
-
-def _is_test(node: ast.AST) -> bool:
-    return isinstance(node, TestFunction) and node.name.startswith("test")
 
 
 def _names(node: ast.expr) -> list[str]:
@@ -364,14 +258,16 @@ def _called(node: ast.expr) -> ast.expr:
 
 def _mark(decorator: ast.expr) -> str | None:
     """ "skip" of `@pytest.mark.skip(...)`; None where the decorator is no mark."""
-    dotted = _dotted(_called(decorator))
+    dotted = dotted_name(_called(decorator))
     return dotted.removeprefix("pytest.mark.") if dotted.startswith("pytest.mark.") else None
 
 
 def _is_across(node: ast.AST) -> bool:
     if not isinstance(node, ast.Attribute):
         return False
-    of_pytest = _dotted(node).startswith("pytest.") and _dotted(node).split(".")[1] not in STAND_IN_HAS
+    of_pytest = (
+        dotted_name(node).startswith("pytest.") and dotted_name(node).split(".")[1] not in STAND_IN_HAS
+    )
     return node.attr in _ACROSS or of_pytest
 
 
@@ -381,8 +277,8 @@ class _Bare(ast.NodeTransformer):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:  # ast's own naming
         self.generic_visit(node)
-        decorators = [e for e in node.decorator_list if not _dotted(_called(e)).startswith("pytest.")]
-        node.decorator_list = [e for e in decorators if _dotted(_called(e)) not in _FIXTURE]
+        decorators = [e for e in node.decorator_list if not dotted_name(_called(e)).startswith("pytest.")]
+        node.decorator_list = [e for e in decorators if dotted_name(_called(e)) not in _FIXTURE]
         node.returns = None
         if ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]

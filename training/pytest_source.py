@@ -26,9 +26,10 @@ from rrtf_serve.sandbox.jobs import Job
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import Limits
 from rrtf_serve.sandbox.verdict import Status
-from training.pytest_code import PytestTest, TestWriter, tests_of
+from training.gathered import Gathered
+from training.pytest_code import TestWriter
+from training.pytest_tests import PytestTest, tests_of
 from training.repository import (
-    Gathered,
     Member,
     Module,
     Repository,

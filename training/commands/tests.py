@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rrtf_serve.problems.suites import load_suite
+from rrtf_serve.problems.suites import SUITES, load_suite
 from rrtf_serve.sampling import ENGINES, SamplerConfig, open_sampler
 from rrtf_serve.sandbox.options import SandboxOptions
 from training.agreed_tests import Source, TestOptions, write_tests
@@ -25,6 +25,7 @@ from training.commands.options import (
     show_warnings,
 )
 from training.hidden_tests import compare, hide_tests
+from training.problem_files import LICENCES
 from training.proposals import read_tasks
 from training.sample import write_json
 
@@ -117,6 +118,10 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError("give either TASKS or --hidden SUITE")
     options = TestOptions(**given(arguments, TestOptions), rule=Rule(**given(arguments, Rule)))
     sources = _sources(arguments)
+    if arguments.hidden in SUITES and arguments.hidden not in LICENCES:
+        raise ValueError(
+            f"--hidden {arguments.hidden}: not a suite to train on; those are {', '.join(LICENCES)}"
+        )
     suite = load_suite(arguments.hidden, getattr(arguments, "data_dir", None)) if arguments.hidden else None
     tasks = read_tasks(arguments.tasks) if suite is None else hide_tests(suite)
     if arguments.limit is not None and arguments.limit < 1:
