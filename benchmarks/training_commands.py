@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.loss_check import LossCheckConfig, loss_check
 from benchmarks.teacher_check import TeacherCheckConfig, teacher_check
+from benchmarks.training_speed import PARTS, TrainingSpeedConfig, training_speed
 from rrtf_serve.problems.prompts import FORMATS
 from rrtf_serve.sandbox.options import SandboxOptions
 from training.fit_options import PRECISIONS
@@ -29,6 +30,12 @@ examples:
   rrtf-bench loss-check --noise 0 0.25 0.5 0.75 1 --seeds 5
   rrtf-bench loss-check --model smollm2-135m-instruct --lr 1e-5 --seeds 1 -o loss-135m
 """,
+    "training-speed": """\
+examples:
+  rrtf-bench training-speed --repeats 5 --threads 2
+  rrtf-bench training-speed --parts steps --tuples run/tuples.jsonl --model qwen2.5-coder-0.5b-instruct
+  rrtf-bench training-speed --parts sampling judge --max-tokens 256 --rows 32
+""",
 }
 
 
@@ -36,6 +43,7 @@ def add_training(command: Any) -> None:
     """`command(name, text, run, sandbox=...)` makes a parser; see benchmarks.cli."""
     _add_teacher_check(command)
     _add_loss_check(command)
+    _add_training_speed(command)
 
 
 def _made(command: Any, name: str, text: str, run: Any, *, sandbox: bool) -> argparse.ArgumentParser:
@@ -142,3 +150,42 @@ def _loss_check(arguments: argparse.Namespace) -> dict[str, Any]:
         **short,
         "report": str(config.output / "loss-check.md"),
     }
+
+
+def _add_training_speed(command: Any) -> None:
+    one = _made(
+        command, "training-speed", "a training step against SFT, sampling against generate, the judge",
+        _training_speed, sandbox=True,
+    )  # fmt: skip
+    default = {field.name: field.default for field in fields(TrainingSpeedConfig)}
+    one.add_argument("--model", default=default["model"], help=f"default: {default['model']}")
+    one.add_argument("--parts", nargs="+", default=PARTS, help=f"default: {' '.join(PARTS)}")
+    one.add_argument(
+        "--problems", default=default["problems"], metavar="NAME|FILE", help="default: the tutorial's"
+    )
+    one.add_argument("--tuples", type=Path, help="of `rrtf-train rank` (default: made of the references)")
+    for name, text in (
+        ("repeats", "rounds"), ("limit", "problems"), ("steps", "timed in each process"),
+        ("warmup", "steps before those"), ("batch", "tuples at a step"),
+        ("micro_tokens", "of one forward pass"), ("k", "answers to each problem"),
+        ("max_tokens", "of an answer"), ("rows", "decoded together"),
+        ("single", "problems for generate at batch 1"), ("threads", "0: one per core"),
+    ):  # fmt: skip
+        flag = f"--{name.replace('_', '-')}"
+        one.add_argument(flag, type=int, default=default[name], help=f"{text} (default: {default[name]})")
+    one.add_argument("--temperature", type=float, default=default["temperature"])
+    one.add_argument("--prompt", dest="format", default=default["format"], help="format (default: chat)")
+    one.add_argument("--attention", default=default["attention"], help="of training (default: sdpa)")
+    one.add_argument("--precision", choices=PRECISIONS, default=default["precision"], help="of training")
+    one.add_argument("--quantization", default=default["quantization"], help="of ct2 (default: int8)")
+    one.add_argument(
+        "--dtype", default=default["dtype"], help="of the torch engine and transformers (default: float32)"
+    )
+    one.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    one.add_argument("--output", "-o", type=Path, default=default["output"], help="folder")
+
+
+def _training_speed(arguments: argparse.Namespace) -> dict[str, Any]:
+    config = TrainingSpeedConfig(**_values(TrainingSpeedConfig, arguments))
+    report = training_speed(config, _options(arguments), _say)
+    return report if arguments.json else {**report, "report": str(config.output / "training-speed.md")}
