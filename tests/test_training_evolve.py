@@ -123,7 +123,7 @@ def test_methods_are_drawn_evenly_and_the_same_every_time() -> None:
         ("Write a function for a list. Add one more constraint or requirement to it.", "echoes-request"),
         ("def total(numbers):\n    out = 0\n    return out + sum(set(numbers))", "code-alone"),
         ("Write a function, please.", "too-short"),
-        (CHILD + " Also " + " ".join(f"skip{n}" for n in range(30)), "too-long"),
+        (CHILD + " Also " + " ".join(f"skip{n}" for n in range(45)), "too-long"),
         (
             "Write a python function that returns the sum of all the even numbers in a given list.",
             "no-new-task",

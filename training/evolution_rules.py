@@ -78,7 +78,7 @@ class Limits:
 
     shortest: float = 0.5  # of the parent's words
     longest: float = 2.0
-    slack_words: int = 25  # beyond which "longest" counts: a dozen words can't take a constraint without
+    slack_words: int = 40  # a child may always have as many more: a dozen words can't take a constraint else
     most_words: int = 400  # of any task
     near_parent: float = 0.8  # Jaccard from which a child is its parent
     near: float = 0.8  # Jaccard from which two tasks are one
