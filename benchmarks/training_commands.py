@@ -9,6 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cost import SIDES, CostConfig, GrpoOptions, cost
+from benchmarks.cost_report import markdown
 from benchmarks.loss_check import LossCheckConfig, loss_check
 from benchmarks.teacher_check import TeacherCheckConfig, teacher_check
 from benchmarks.training_speed import PARTS, TrainingSpeedConfig, training_speed
@@ -36,6 +38,12 @@ examples:
   rrtf-bench training-speed --parts steps --tuples run/tuples.jsonl --model qwen2.5-coder-0.5b-instruct
   rrtf-bench training-speed --parts sampling judge --max-tokens 256 --rows 32
 """,
+    "cost": """\
+examples:
+  rrtf-bench cost training/demo/run.toml -o cost-demo               GRPO gets the time that RRTF took
+  rrtf-bench cost run.toml -o cost-135m --minutes 30 --set source.student.k=8 --set fit.threads=2
+  rrtf-bench cost run.toml -o cost-135m --steps 100 --grpo-lr 5e-6 --grpo-generations 16
+""",
 }
 
 
@@ -44,6 +52,7 @@ def add_training(command: Any) -> None:
     _add_teacher_check(command)
     _add_loss_check(command)
     _add_training_speed(command)
+    _add_cost(command)
 
 
 def _made(command: Any, name: str, text: str, run: Any, *, sandbox: bool) -> argparse.ArgumentParser:
@@ -189,3 +198,46 @@ def _training_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     config = TrainingSpeedConfig(**_values(TrainingSpeedConfig, arguments))
     report = training_speed(config, _options(arguments), _say)
     return report if arguments.json else {**report, "report": str(config.output / "training-speed.md")}
+
+
+def _add_cost(command: Any) -> None:
+    one = _made(
+        command, "cost", "RRTF against online RL (TRL's GRPO): time, memory, tests, tokens, gain", _cost,
+        sandbox=False,
+    )  # fmt: skip
+    one.add_argument("file", type=Path, metavar="FILE.toml", help="what `rrtf-train run` would do")
+    one.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
+        help="of the file, as in `rrtf-train run`; repeatable",
+    )  # fmt: skip
+    one.add_argument("--sides", nargs="+", default=SIDES, help=f"default: {' '.join(SIDES)}")
+    one.add_argument("--minutes", type=float, help="wall time of each side (default: RRTF's for both)")
+    one.add_argument("--steps", type=int, help="training steps of each side, instead of --minutes")
+    one.add_argument("--development", default="mbpp-stubs-validation", metavar="NAME|FILE")
+    one.add_argument("--limit", type=int, help="only the first N development problems")
+    one.add_argument("--max-tokens", type=int, default=512, help="of a development answer (default: 512)")
+    one.add_argument("--batch", type=int, default=16, help="development answers decoded at a time")
+    one.add_argument("--output", "-o", type=Path, default=Path("rrtf-cost"), help="folder")
+    group = one.add_argument_group("GRPO")
+    default = {field.name: field.default for field in fields(GrpoOptions)}
+    for name, text in (
+        ("prompts", "at a step"), ("generations", "of each prompt"), ("rows", "answers in one forward pass"),
+        ("max_tokens", "of an answer"),
+    ):  # fmt: skip
+        flag = f"--grpo-{name.replace('_', '-')}"
+        group.add_argument(flag, type=int, default=default[name], help=f"{text} (default: {default[name]})")
+    for name, text in (("temperature", "of sampling"), ("lr", "constant"), ("beta", "of the divergence")):
+        shown = f"{text} (default: {default[name]})"
+        group.add_argument(f"--grpo-{name}", type=float, default=default[name], help=shown)
+
+
+def _cost(arguments: argparse.Namespace) -> dict[str, Any]:
+    grpo = GrpoOptions(
+        **{field.name: getattr(arguments, f"grpo_{field.name}") for field in fields(GrpoOptions)}
+    )
+    config = CostConfig(**{**_values(CostConfig, arguments), "grpo": grpo})
+    report = cost(config, _say)
+    if arguments.json:
+        return report
+    print(markdown(report))
+    return {"report": str(config.output / "cost.md"), "ok": report["ok"]}
