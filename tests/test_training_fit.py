@@ -216,6 +216,7 @@ def test_two_processes_train_as_one(options: FitOptions) -> None:
         check=False,
     )
     assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.count("after 4 steps of rrtf") == 1  # one of them reports
     one, two = log(alone.output), log(options.output)
     assert len(one) == len(two) == 4
     for first, second in zip(one, two, strict=True):

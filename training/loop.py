@@ -131,8 +131,9 @@ class Trainer:
 
     def __init__(self, options: FitOptions, work: Work) -> None:
         """Raises ModelError."""
-        cpu = options.device == "cpu" or not torch.cuda.is_available()
         mixed = "bf16" if options.precision == "bf16" else "no"
+        # Without a GPU processes find each other only where the CPU is asked for.
+        cpu = options.device == "cpu" or not torch.cuda.is_available()
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=cpu)
         deepspeed = self.accelerator.state.deepspeed_plugin
         if deepspeed is not None:  # which asks for a batch size, though the loop makes its own batches

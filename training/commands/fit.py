@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -111,6 +112,8 @@ def _run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     report = fit(FitOptions(**given))
     report["seconds"] = round(time.monotonic() - started, 1)
+    if int(os.environ.get("RANK", "0")):  # of several processes one reports
+        return 0
     if arguments.json:
         print(json.dumps(report))
     else:
