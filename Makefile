@@ -1,6 +1,7 @@
 # make run    install, fetch the default model, convert it once, serve it (API under /v1, page under /ui)
 # make test   install what the tests need and run them
 # make check  linters, types and import rules
+# make train-demo   align a 135M model on 48 problems, convert it and serve it: the tutorial in docs/training.md
 # make gptq   install what `rrtf-convert gptq` needs; make auto-gptq: auto-gptq 0.7.1, in .venv-auto-gptq
 # Both say what they install, and take TORCH like `make test`.
 # Everything else lands in .venv; models land under RRTF_HOME (default: ~/.cache/rrtf).
@@ -17,10 +18,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 AUTO_GPTQ_PYTHON ?= python3.11
 AUTO_GPTQ := .venv-auto-gptq
 
-.PHONY: run test test-slow test-browser check format gptq auto-gptq clean
+.PHONY: run train-demo test test-slow test-browser check format gptq auto-gptq clean
 
 run: .venv/run.stamp
 	$(BIN)/rrtf-serve $(ARGS)
+
+# DEMO: the folder it works in. Stopped, the same command goes on.
+DEMO ?= rrtf-demo
+train-demo: .venv/train.stamp
+	$(BIN)/rrtf-train run training/demo/run.toml -o $(DEMO)
+	$(BIN)/rrtf-convert ct2 ./$(DEMO)/fit/last -o $(DEMO)/int8 --force
+	$(BIN)/rrtf-serve --model ./$(DEMO)/int8 $(ARGS)
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest $(ARGS)
@@ -56,6 +64,12 @@ clean:
 .venv/run.stamp: .venv/created.stamp pyproject.toml constraints.txt
 	@echo 'Installing (about 560 MB) into .venv ...'
 	@$(PIP) install -q -e '.[ui]' -c constraints.txt
+	@touch $@
+
+.venv/train.stamp: .venv/run.stamp
+	@echo 'Installing what training needs (1 GB with the CPU build of torch, several GB with CUDA) into .venv ...'
+	@$(PIP) install -q $(TORCH)
+	@$(PIP) install -q -e '.[ui,train]' -c constraints.txt
 	@touch $@
 
 # torch by itself and first: asked for by another package, pip may take a build of several gigabytes.

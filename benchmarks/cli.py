@@ -21,6 +21,7 @@ from benchmarks.study_commands import add_study
 from benchmarks.table import TableConfig, measure_table
 from benchmarks.table_rounds import Work
 from benchmarks.table_starcoder import StarcoderConfig, measure_starcoder
+from benchmarks.training_commands import add_training
 from benchmarks.variants import VariantsConfig, measure_variants
 from rrtf_serve.config import DEFAULT_MODEL
 from rrtf_serve.models.errors import ModelError
@@ -279,6 +280,7 @@ def _add_judging(commands: Any) -> None:
     _add_variants(command)
     _add_table(command)
     add_study(command)
+    add_training(command)
     one = command(
         "compare", "paired comparison of two judged runs, B against A",
         lambda a: compare_runs(a.a, a.b, a.k), sandbox=False,

@@ -98,12 +98,13 @@ async def serve(
     scheduler = Scheduler(engine, max_queue=config.max_queue)
     try:
         served = assemble(config, folder, card, scheduler)
-        # The page is a client like any other: with keys set it needs one, its own, made anew at each start.
-        page_key = secrets.token_urlsafe(32) if keys else None
-        digests = keys | {hash_key(page_key)} if page_key else keys
-        app = create_app(served, settings=ApiSettings(api_keys=frozenset(digests)))
+        # The page is a client like any other: with keys set it needs some, made anew at each start: one for
+        # each key of its visitors, so that what the engine keeps of theirs is never used for another's.
+        page_keys = {digest: secrets.token_urlsafe(32) for digest in keys}
+        digests = keys | {hash_key(key) for key in page_keys.values()}
+        app = create_app(served, settings=ApiSettings(api_keys=digests))
         address = address_of(listener)
-        page = config.ui and _mount_page(app, address, page_key, keys)
+        page = config.ui and _mount_page(app, address, page_keys)
         _add_root(app, page=page)
         text = banner(served.name, address, page=page, keys=bool(keys), infill=served.prompts.has_infill)
         await run(app, listener, scheduler, config.drain_seconds, greet=lambda: print(text, flush=True))
@@ -137,16 +138,24 @@ def _aliases(card: Card, served_name: str | None) -> tuple[str, ...]:
     return tuple(name for name in names if name != served_name)
 
 
-def _mount_page(app: FastAPI, address: str, page_key: str | None, keys: frozenset[str]) -> bool:
-    """Mount the page where its packages are installed; a server without them is complete, so only say it."""
+def _mount_page(app: FastAPI, address: str, page_keys: dict[str, str]) -> bool:
+    """Mount the page where its packages are installed; a server without them is complete, so only say it.
+
+    page_keys: by the digest of a visitor's key the one with which the page calls the API for them; empty: no
+    keys are asked for.
+    """
     try:
         mount = find_part("rrtf_serve.pages", "ui")
     except ModuleNotFoundError as error:
         print(f"rrtf-serve: no page: {error.name} is missing (pip install 'rrtf-serve[ui]')", file=sys.stderr)
         return False
-    visitors = ApiSettings(api_keys=keys)  # without the page's own key, which no visitor has
-    check = (lambda key: visitors.admits(key.encode("utf-8", "surrogatepass"))) if keys else None
-    mount(app, path="/ui", base_url=f"{address}/v1", api_key=page_key, check_key=check)
+    visitors = ApiSettings(api_keys=frozenset(page_keys))  # without the page's own keys, which no visitor has
+
+    def exchange(key: str) -> str | None:
+        owner = visitors.owner(key.encode("utf-8", "surrogatepass"))
+        return None if owner is None else page_keys[owner]
+
+    mount(app, path="/ui", base_url=f"{address}/v1", exchange=exchange if page_keys else None)
     return True
 
 

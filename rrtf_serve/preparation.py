@@ -89,9 +89,12 @@ def _convert_apart(job: _Job) -> None:
     sender.close()
     far_lifeline.close()
     try:
-        message = receiver.recv()
-    except EOFError:
-        message = "it was killed, most likely for want of memory"
+        try:
+            message = receiver.recv()
+        except EOFError:
+            message = "it was killed, most likely for want of memory"
+        # It ends by itself: letting go of the lifeline first would interrupt it at its end.
+        worker.join()
     finally:
         lifeline.close()
         worker.join()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from tiny_ct2 import EOS
@@ -73,6 +74,11 @@ class Counting:
         if prompt[0] == 0:
             raise ZeroDivisionError("a fault in the engine")
         return [TokenLogprob(token, -float(top)) for token in prompt[1:]]
+
+    def score_pieces(self, prompt: tuple[int, ...], top: int) -> Iterator[list[TokenLogprob]]:
+        assert self.admission
+        for pair in itertools.pairwise(prompt):
+            yield self.score(pair, top)
 
     def close(self) -> None:
         pass

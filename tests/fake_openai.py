@@ -24,7 +24,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ui.page import mount
 
 ANSWER = "Here it is:\n\n```python\ndef add(a, b):\n    return a + b\n```\n\nIt returns the sum."
-INNER_KEY = "the-key-of-the-page"
+INNER_KEY = "the-key-of-the-page"  # and of which visitor, see inner_key
 FILL = "return a + b"
 MODEL = {
     "id": "tiny-coder",
@@ -157,14 +157,19 @@ def page_over(fake: Fake, *, keys: set[str] | None = None, port: int = 0) -> Ite
 
     async def put() -> None:
         base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        check_key = None if keys is None else keys.__contains__
-        mount(app, base_url=base_url, api_key=INNER_KEY if keys else None, check_key=check_key)
+        inner = None if keys is None else {key: inner_key(key) for key in keys}
+        mount(app, base_url=base_url, exchange=None if inner is None else inner.get)
 
     # In a thread: the browser's driver keeps an event loop in this one.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, put()).result()
     with serving(app, listener) as origin:
         yield origin
+
+
+def inner_key(visitors: str) -> str:
+    """With which key the page of `page_over` calls the API for a visitor with this one."""
+    return f"{INNER_KEY}-for-{visitors}"
 
 
 def free_listener(port: int = 0) -> socket.socket:

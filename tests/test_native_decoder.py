@@ -284,7 +284,7 @@ def _configured(folder: Path, to: Path, **values: Any) -> Path:
 
 def test_an_untied_output_matrix_must_be_there(folder: Path, tmp_path: Path) -> None:
     untied = _configured(folder, tmp_path / "untied", tie_word_embeddings=False)
-    with pytest.raises(ModelError, match=r"tensor lm_head\.weight is missing"):
+    with pytest.raises(ModelError, match=r"tensor lm_head\.weight, the output matrix, is missing"):
         NativeDecoder(untied, context_length=128)
 
 

@@ -24,6 +24,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     library.load.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A compiler that has compiled already: a real library is copied to where one is asked for."""
+    folder = tmp_path_factory.mktemp("quick")
+    compiler = library.find_compiler()
+    assert compiler is not None
+    library._build([compiler], folder / "kernels.so")
+    script = folder / "c++"
+    script.write_text(f'#!/bin/sh\nfor last in "$@"; do :; done\ncp {folder}/kernels.so "$last"\n', "utf-8")
+    script.chmod(0o755)
+    return str(script)
+
+
 def test_several_that_start_at_once_end_with_one_file_that_later_ones_take(home: Path) -> None:
     command = [sys.executable, "-c", _LOAD]
     first = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -70,3 +83,44 @@ def test_the_fields_of_both_sides_are_the_same() -> None:
     kernels = library.load()
     sizes = [sizeof(kind) for kind in (layout.Linear, layout.Layer, layout.Model, layout.Store, layout.Pass)]
     assert [kernels.size_of(number) for number in range(5)] == sizes
+
+
+def test_a_library_that_others_may_have_written_is_built_again(
+    home: Path, quick: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", quick)
+    library.load()
+    [built] = home.iterdir()
+    assert built.stat().st_mode & 0o777 == 0o700
+    built.unlink()  # it is mapped: never to be written over
+    built.write_bytes(b"no library at all")
+    built.chmod(0o722)
+    library.load.cache_clear()
+    library.load()
+    assert built.read_bytes().startswith(b"\x7fELF")
+    assert built.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_others_may_write_into_is_refused(home: Path) -> None:
+    home.mkdir(parents=True)
+    home.chmod(0o777)
+    with pytest.raises(library.KernelError, match=r"others may write into it.* chmod go-w"):
+        library.load()
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_library_of_another_user_is_built_again(
+    home: Path, quick: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", quick)
+    library.load()
+    [built] = home.iterdir()
+    os.chown(built, 12345, -1)
+    library.load.cache_clear()
+    library.load()
+    assert built.stat().st_uid == 0
+    os.chown(home, 12345, -1)
+    library.load.cache_clear()
+    with pytest.raises(library.KernelError, match="belongs to another user"):
+        library.load()

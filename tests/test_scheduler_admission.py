@@ -168,6 +168,82 @@ def test_a_score_runs_between_two_steps_in_its_turn() -> None:
     run(test, engine)
 
 
+def test_rows_decode_and_join_while_a_long_prompt_is_scored() -> None:
+    engine = Counting(admission=True)
+
+    async def test(scheduler: Scheduler) -> None:
+        running = scheduler.submit([request(10, 50)])
+        await until(lambda: engine.batches == [[10]])
+        score = asyncio.create_task(scheduler.score(tuple(range(1, 7)), 3))
+        second = asyncio.create_task(scheduler.score((8, 9), 1))
+        await until(lambda: scheduler.queue_depth == 2)
+        late = scheduler.submit([request(20, 2)])
+        engine.gate.release(4)  # a step, a piece, a step, a piece
+        await until(lambda: engine.scored == [1, 2])
+        await asyncio.sleep(0.02)  # what was pushed has arrived
+        assert tokens(await anext(running)) == [11, 12]
+        assert not score.done()
+        engine.gate.release(6)
+        assert await score == [TokenLogprob(token, -3.0) for token in range(2, 7)]
+        engine.gate.release(3)
+        assert await second == [TokenLogprob(9, -1.0)]
+        assert engine.scored == [1, 2, 3, 4, 5, 8]
+        assert tokens((await rows_of(late))[0]) == [21, 22]
+        running.cancel()
+        engine.gate.release(2)
+
+    run(test, engine)
+
+
+def test_a_score_goes_on_after_the_batch_and_lets_a_new_one_begin() -> None:
+    engine = Counting(admission=True)
+
+    async def test(scheduler: Scheduler) -> None:
+        score = asyncio.create_task(scheduler.score(tuple(range(1, 7)), 3))
+        await until(lambda: scheduler.queue_depth == 0)
+        job = scheduler.submit([request(20, 1)])
+        engine.gate.release(3)
+        assert tokens((await rows_of(job))[0]) == [21]
+        assert not score.done()
+        engine.gate.release(100)
+        assert len(await score) == 5
+
+    run(test, engine)
+
+
+def test_a_score_that_nobody_waits_for_stops_between_two_pieces() -> None:
+    engine = Counting(admission=True)
+
+    async def test(scheduler: Scheduler) -> None:
+        score = asyncio.create_task(scheduler.score(tuple(range(1, 7)), 3))
+        other = asyncio.create_task(scheduler.score((8, 9), 3))
+        engine.gate.release(2)
+        await until(lambda: engine.scored == [1, 2])
+        score.cancel()
+        await asyncio.sleep(0)
+        engine.gate.release(2)
+        assert await other == [TokenLogprob(9, -3.0)]
+        assert engine.scored == [1, 2, 3, 8]
+
+    run(test, engine)
+
+
+def test_closing_ends_a_score_between_two_pieces() -> None:
+    engine = Counting(admission=True)
+
+    async def test(scheduler: Scheduler) -> None:
+        score = asyncio.create_task(scheduler.score(tuple(range(1, 7)), 3))
+        await until(lambda: scheduler.queue_depth == 0)
+        closing = asyncio.create_task(scheduler.close(0))
+        with pytest.raises(SchedulerClosed):
+            await score
+        engine.gate.release(1)
+        await closing
+        assert engine.scored == [1]
+
+    run(test, engine)
+
+
 def test_cancelling_reaches_rows_that_joined() -> None:
     engine = Counting(admission=True)
 

@@ -240,7 +240,7 @@ def test_score_equals_a_forward_pass(
     prompt = tuple((7 * at) % VOCABULARY for at in range(128))
     scores = logprobs_after(reference(folder), list(prompt))
     for piece, held in ((512, 64 * 2**20), (50, 4 * VOCABULARY * 9)):
-        monkeypatch.setattr("rrtf_serve.engine.torch.engine.PREFILL_TOKENS", piece)
+        monkeypatch.setattr("rrtf_serve.engine.torch.engine.GAP_TOKENS", piece)
         monkeypatch.setattr("rrtf_serve.engine.torch.decoder._LOGITS_BYTES", held)
         records = engine.score(prompt, 2)
         assert [record.token for record in records] == list(prompt[1:])
@@ -339,3 +339,21 @@ def test_no_requests_and_wrong_settings_are_refused(engine: TorchEngine, folder:
         open_engine(folder, context_length=1)
     with pytest.raises(ValueError, match="max_batch is 0"):
         open_engine(folder, max_batch=0)
+
+
+def test_a_collected_engine_waits_for_no_pass(folder: Path) -> None:
+    """The collector may strike in the thread that is inside a pass, which can't wait for itself."""
+    engines = [open_engine(folder)]
+    loaded = engines[0]._loaded
+
+    def collect_within_a_pass() -> None:
+        with loaded.lock:
+            engines.clear()
+            gc.collect()
+
+    thread = threading.Thread(target=collect_within_a_pass, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    with pytest.raises(EngineError, match="closed"):
+        loaded.get()

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from engine_rows import GREEDY, NO_END, answers, open_engine, tokens
+from safetensors.torch import load_file, save_file
+from tiny_gptq import write_packable
 from tiny_models import VOCABULARY, write_hf
 
 from rrtf_serve.engine.protocol import Delta, EngineError, Request, RowsFailed, Sampling
@@ -99,6 +101,36 @@ def test_what_cannot_join_leaves_the_batch_as_it_was(engine: TorchEngine) -> Non
     rows: dict[int, list[Delta]] = {}
     drain(batch, rows)
     assert {row: len(deltas) for row, deltas in rows.items()} == {0: 6, 1: 6}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "auto"])  # transformers, and the compiled kernels
+def test_a_row_whose_logits_are_no_numbers_fails_alone(dtype: str, tmp_path: Path) -> None:
+    folder = write_packable(tmp_path / "starcoder2", "starcoder2")
+    weights = load_file(folder / "model.safetensors")
+    table = weights["model.embed_tokens.weight"]
+    weights["lm_head.weight"] = table.clone()
+    table[7] = 3e38  # finite, and too large to be added up
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    engine = open_engine(folder, dtype=dtype)
+    assert (engine.describe()["kernels"] == "torch") == (dtype == "float32")
+    sound = Request((5, 6), 9, NO_END, GREEDY)
+    [expected] = answers(engine, [sound])
+    batch = engine.start([Request((5, 7), 9, NO_END, GREEDY), sound, Request((8, 7), 9, NO_END)])
+    rows: dict[int, list[Delta]] = {}
+    failures: list[RowsFailed] = []
+    while len(failures) < 3:
+        try:
+            drain(batch, rows)
+            break
+        except RowsFailed as failure:
+            failures.append(failure)
+    assert [failure.rows for failure in failures] == [{0}, {2}]
+    assert all("output holds NaN or infinity" in str(failure) for failure in failures)
+    assert tokens(rows[1]) == expected
+    assert rows.keys() == {1}
+    with pytest.raises(EngineError, match="output holds NaN or infinity"):
+        engine.score((5, 7, 6), 1)
+    engine.close()
 
 
 def test_a_long_prompt_holds_rows_up_for_one_piece_at_most(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from engine_rows import GREEDY, answers
 from live import rrtf_serve
 from safetensors.torch import load_file, save_file
 from test_main import ask
+from tiny_gptq import write_packable
 from tiny_models import VOCABULARY, write_gguf, write_hf
 
 from benchmarks.cli import main as bench
@@ -28,6 +31,7 @@ from rrtf_serve.models.source import Kind, Source
 from rrtf_serve.preparation import prepare_source
 
 CPU = torch.device("cpu")
+DTYPES = ("auto", "float32")  # the compiled kernels, and transformers
 
 
 @pytest.fixture
@@ -83,6 +87,74 @@ def test_missing_and_misshapen_tensors_are_named(folder: Path) -> None:
     assert f"tensor {name} is missing; the folder is incomplete" in refused(folder)
     save_file(weights | {name: kept[:-1]}, folder / "model.safetensors", {"format": "pt"})
     assert f"tensor {name} is of another shape" in refused(folder)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["qwen2", "starcoder"])
+def test_a_folder_saved_from_the_body_alone_answers_as_the_whole(
+    family: str, dtype: str, tmp_path: Path
+) -> None:
+    whole = write_packable(tmp_path / "whole", family)
+    body = write_packable(tmp_path / "body", family)
+    beginning = "transformer." if family == "starcoder" else "model."
+    weights = load_file(whole / "model.safetensors")
+    cut = {key.removeprefix(beginning): tensor for key, tensor in weights.items()}
+    assert not cut.keys() & weights.keys()
+    save_file(cut, body / "model.safetensors", {"format": "pt"})
+    made = []
+    for each in (whole, body):
+        engine = TorchEngine(each, context_length=64, device="cpu", threads=1, dtype=dtype)
+        assert (engine.describe()["kernels"] == "torch") == (dtype == "float32")
+        made.append(answers(engine, [Request((5, 6, 7), 20, frozenset(), GREEDY)]))
+        engine.close()
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_body_without_its_output_matrix_is_told_apart(dtype: str, tmp_path: Path) -> None:
+    folder = write_packable(tmp_path / "untied", "llama")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    cut = {key.removeprefix("model."): tensor for key, tensor in weights.items()}
+    save_file(cut, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lm_head\.weight, the output matrix, is missing.*body alone"):
+        TorchEngine(folder, context_length=64, device="cpu", threads=1, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("name", "value"), [("model.embed_tokens.weight", "inf"), ("model.layers.1.mlp.up_proj.weight", "nan")]
+)
+def test_weights_that_are_no_numbers_are_named(dtype: str, name: str, value: str, tmp_path: Path) -> None:
+    folder = write_packable(tmp_path / "spoilt", "qwen2")
+    weights = load_file(folder / "model.safetensors")
+    weights[name][3, 5] = float(value)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=f"tensor {name} holds numbers that are NaN or infinite"):
+        TorchEngine(folder, context_length=64, device="cpu", threads=1, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wrong", [{"rms_norm_eps": "x"}, {"hidden_act": 3}, {"num_hidden_layers": "2"}])
+def test_a_configuration_of_wrong_types_is_named(wrong: dict[str, Any], dtype: str, tmp_path: Path) -> None:
+    folder = write_packable(tmp_path / "odd", "qwen2")
+    change(folder, **wrong)
+    with pytest.raises(ModelError, match=next(iter(wrong))):
+        TorchEngine(folder, context_length=64, device="cpu", threads=1, dtype=dtype)
+
+
+def test_what_libraries_say_while_a_model_is_opened_stays_with_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = transformers.utils.logging.get_logger("transformers.tests").warning
+    with checkpoint.quiet():
+        warnings.warn_explicit("no driver", UserWarning, "x.py", 1, module="torch.cuda")
+        report("tensors were made up")
+        with pytest.raises(UserWarning, match="ours"):
+            warnings.warn("ours", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserWarning, match="no driver"):
+        warnings.warn_explicit("no driver", UserWarning, "x.py", 1, module="torch.cuda")
 
 
 def test_half_a_shard_is_refused(folder: Path) -> None:

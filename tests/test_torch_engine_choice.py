@@ -43,7 +43,8 @@ def frequencies(sampling: Sampling, scores: torch.Tensor) -> torch.Tensor:
     drawing = [row(sampling)] * 500
     counts: Counter[int] = Counter()
     for _ in range(DRAWS // len(drawing)):
-        counts.update(choice.choose(scores.expand(len(drawing), -1), drawing))
+        chosen = choice.choose(scores.expand(len(drawing), -1), drawing)
+        counts.update(token for token in chosen if token is not None)
     shares = torch.zeros(scores.shape[1])
     for token, count in counts.items():
         shares[token] = count / DRAWS
@@ -155,6 +156,17 @@ def test_rows_of_one_batch_keep_their_own_options() -> None:
     alone = [choice.choose(scores[at : at + 1], [row(each)])[0] for at, each in enumerate(options)]
     assert together == alone
     assert together[2] == 77
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_row_whose_logits_are_no_numbers_gets_no_token(wrong: float) -> None:
+    scores = torch.cat([logits(seed=seed) for seed in range(4)])
+    options = [Sampling(0), Sampling(seed=9), Sampling(0, logit_bias=((77, 100.0),)), Sampling(seed=9)]
+    rows = [row(each) for each in options]
+    sound = choice.choose(scores, [row(each) for each in options])
+    assert None not in sound
+    scores[0, 5] = scores[1, VOCABULARY - 1] = wrong
+    assert choice.choose(scores, rows) == [None, None, *sound[2:]]
 
 
 def test_logprobs_in_float32_hold_six_digits_over_a_large_vocabulary() -> None:

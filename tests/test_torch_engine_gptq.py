@@ -64,7 +64,7 @@ def quantise(
         exact = (codes - zeros[members]) * scales[members].astype(np.float32)
         worth[name] = torch.from_numpy(np.ascontiguousarray(exact.T))
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    said = {"bits": bits, "group_size": group, "quant_method": "gptq", "checkpoint_format": "gptq"}
+    said = {"bits": bits, "group_size": group, "quant_method": "gptq", "desc_act": ordered}
     configure(folder, quantization_config=said)
     return worth
 
@@ -200,6 +200,14 @@ BASE = "model.layers.1.self_attn.k_proj"
             lambda tensors: tensors[f"{BASE}.g_idx"].fill_(9),
             rf"tensor {BASE}\.g_idx names groups from 9 to 9, there are 3",
         ),
+        (
+            lambda tensors: tensors.pop(f"{BASE}.g_idx"),
+            rf"tensor {BASE}\.g_idx is missing, and by desc_act in the settings groups are not",
+        ),
+        (
+            lambda tensors: tensors[f"{BASE}.scales"][0, :1].fill_(math.inf),
+            rf"tensor {BASE}\.scales holds numbers that are NaN or infinite",
+        ),
     ],
 )
 def test_parts_that_are_missing_or_do_not_fit_are_named(
@@ -217,6 +225,10 @@ def test_parts_that_are_missing_or_do_not_fit_are_named(
         ({"bits": 5, "group_size": 32}, "bits is 5; read are 2, 3, 4, 8"),
         ({"bits": 4, "group_size": 0}, "group_size is 0"),
         ({"bits": 4, "group_size": 32, "checkpoint_format": "marlin"}, "in the format marlin"),
+        (
+            {"bits": 4, "group_size": 32, "dynamic": {"-:lm_head": {}, r"+:.*\.0\..*": {"bits": 8}}},
+            "dynamic gives layers like .* other bits or groups",
+        ),
     ],
 )
 def test_unknown_settings_are_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -225,6 +237,30 @@ def test_unknown_settings_are_named(settings: dict[str, Any], message: str, tmp_
     for dtype in ("auto", "float32"):
         with pytest.raises(ModelError, match=message):
             opened(folder, dtype)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"quant_method": "awq", "bits": 4}, {"quant_method": "fp8"}, {"quant_method": "bitsandbytes"}],
+)
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_other_ways_to_quantise_are_named(settings: dict[str, Any], dtype: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "odd", "qwen2", **WIDE)
+    configure(folder, quantization_config=settings)
+    with pytest.raises(ModelError, match=f"quantised by {settings['quant_method']} .* read are gptq"):
+        opened(folder, dtype)
+
+
+def test_settings_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
+    folder, _ = quantised(tmp_path, "qwen2", bits=4, group=32, ordered=True, **WIDE)
+    expected = [logits(opened(folder, dtype)) for dtype in ("auto", "float32")]
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    settings = config.pop("quantization_config")
+    del settings["quant_method"]
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    (folder / "quantize_config.json").write_text(json.dumps(settings), "utf-8")
+    for dtype, wanted in zip(("auto", "float32"), expected, strict=True):
+        assert torch.equal(logits(opened(folder, dtype)), wanted)
 
 
 def test_too_little_memory_says_what_would_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from browser import Visit, chromium, ready, visiting
-from fake_openai import FILL, INNER_KEY, Fake, page_over
+from fake_openai import FILL, INNER_KEY, Fake, inner_key, page_over
 from playwright.sync_api import Browser, expect
 
 pytestmark = pytest.mark.browser
@@ -513,7 +513,11 @@ def test_a_visitor_signs_in_with_a_key_and_out_again(browser: Browser) -> None:
         ready(visit)
         visit.ask("hello")
         expect(visit.chat_status).to_contain_text("20 tokens")
-        assert set(fake.keys) == {f"Bearer {INNER_KEY}"}
+        visit.open_tab("Complete")
+        visit.page.locator("#fill").click()
+        expect(visit.complete_status).to_contain_text("tokens in")
+        # Its own key in every pane, and with each visitor's key another: they share nothing that is kept.
+        assert set(fake.keys) == {f"Bearer {inner_key('good-key')}"}
         visit.open_tab("Model")
         expect(visit.page.locator("#model-pane .cm-content:visible")).to_contain_text("Bearer YOUR_API_KEY")
         assert INNER_KEY not in visit.page.content()

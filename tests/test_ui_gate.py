@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
-from ui.gate import MAX_SESSIONS, SESSION_SECONDS, Gate
+from ui.gate import KEY_HEADER, MAX_SESSIONS, SESSION_SECONDS, Gate
 from ui.page import mount
 
 BASE = "http://127.0.0.1:9/v1"  # nobody listens there
-KEYS = {"first-key", "second-key"}
+KEYS = {"first-key": "inner-one", "second-key": "inner-two"}  # a visitor's, and the page's for them
 GRADIO_API = [
     ("GET", "/ui/gradio_api/info"),
     ("POST", "/ui/gradio_api/queue/join"),
@@ -42,11 +42,11 @@ GRADIO_API = [
 ]
 
 
-def mounted(check_key: Callable[[str], bool] | None, path: str = "/ui") -> FastAPI:
+def mounted(exchange: Callable[[str], str | None] | None, path: str = "/ui") -> FastAPI:
     """An app with the page, mounted as the server does it: while an event loop runs."""
 
     async def make() -> FastAPI:
-        return mount(FastAPI(), path=path, base_url=BASE, api_key="inner", check_key=check_key)
+        return mount(FastAPI(), path=path, base_url=BASE, exchange=exchange)
 
     return asyncio.run(make())
 
@@ -54,7 +54,7 @@ def mounted(check_key: Callable[[str], bool] | None, path: str = "/ui") -> FastA
 @pytest.fixture(scope="module")
 def keyed() -> FastAPI:
     """A page behind keys."""
-    app = mounted(KEYS.__contains__)
+    app = mounted(KEYS.get)
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
@@ -143,18 +143,38 @@ def test_no_visitor_s_key_is_kept() -> None:
     key = "a key that is found nowhere else"
     asked: list[str] = []
 
-    def check_key(given: str) -> bool:
+    def exchange(given: str) -> str | None:
         asked.append(given)
-        return given == key
+        return "inner" if given == key else None
 
-    gate = Gate(FastAPI(), path="/ui", check_key=check_key, realm="r")
+    gate = Gate(FastAPI(), path="/ui", exchange=exchange, realm="r")
     client = TestClient(gate, follow_redirects=False)
     sign_in(client, key)
     assert client.get("/ui/config").status_code == 404, "signed in; there is no page below this gate"
     assert asked == [key]
     assert len(gate._sessions) == 1
-    kept = {name: value for name, value in vars(gate).items() if value is not check_key}
+    kept = {name: value for name, value in vars(gate).items() if value is not exchange}
     assert key not in repr(kept)
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_each_visitor_s_requests_reach_the_page_with_the_page_s_key_for_them(keyed: bool) -> None:
+    page = FastAPI()
+
+    @page.get("/ui/config")
+    def config(request: Request) -> list[str]:
+        return request.headers.getlist(KEY_HEADER)
+
+    gate = Gate(page, path="/ui", exchange=KEYS.get if keyed else None, realm="r")
+    forged = {KEY_HEADER.upper(): "inner-two"}
+    if not keyed:
+        assert TestClient(gate).get("/ui/config", headers=forged).json() == []
+        return
+    for key, inner in KEYS.items():
+        client = TestClient(gate, follow_redirects=False)
+        sign_in(client, key)
+        assert client.get("/ui/config").json() == [inner]
+        assert client.get("/ui/config", headers=forged).json() == [inner]
 
 
 def test_a_session_expires(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +187,7 @@ def test_a_session_expires(client: TestClient, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_sessions_are_bounded_and_the_oldest_goes_first() -> None:
-    gate = Gate(FastAPI(), path="/ui", check_key=KEYS.__contains__, realm="r")
+    gate = Gate(FastAPI(), path="/ui", exchange=KEYS.get, realm="r")
     first = TestClient(gate, follow_redirects=False)
     sign_in(first)
     for _ in range(MAX_SESSIONS):

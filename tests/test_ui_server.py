@@ -38,18 +38,18 @@ def base_url(origin_and_fake: tuple[str, Fake]) -> str:
     return f"{origin_and_fake[0]}/v1"
 
 
-async def chat(server: Server) -> list[Progress]:
-    return [progress async for progress in server.chat(HELLO, OPTIONS)]
+async def chat(server: Server, key: str | None = None) -> list[Progress]:
+    return [progress async for progress in server.chat(HELLO, OPTIONS, key=key)]
 
 
 async def complete(server: Server, suffix: str | None) -> list[Progress]:
-    return [progress async for progress in server.complete("def add(a, b):\n    ", suffix, OPTIONS)]
+    return [progress async for progress in server.complete("def add(a, b):\n    ", suffix, OPTIONS, key=None)]
 
 
 def ask(base_url: str, key: str | None = None) -> list[Progress]:
     async def once() -> list[Progress]:
-        async with aclosing(Server(base_url, key)) as server:
-            return await chat(server)
+        async with aclosing(Server(base_url)) as server:
+            return await chat(server, key)
 
     return asyncio.run(once())
 
@@ -79,7 +79,7 @@ def test_a_chat_streams_and_ends_with_its_cost(base_url: str, fake: Fake) -> Non
 
 def test_a_suffix_is_sent_only_where_there_is_one(base_url: str, fake: Fake) -> None:
     async def both() -> None:
-        async with aclosing(Server(base_url, None)) as server:
+        async with aclosing(Server(base_url)) as server:
             assert (await complete(server, "\n"))[-1].text == FILL
             assert (await complete(server, None))[-1].text == FILL
 
@@ -94,13 +94,13 @@ def test_closing_early_or_being_cancelled_ends_the_answer_on_the_server(
     fake.pieces, fake.delay = 100_000, delay
 
     async def take_some(server: Server) -> None:
-        async with aclosing(server.chat(HELLO, OPTIONS)) as stream:
+        async with aclosing(server.chat(HELLO, OPTIONS, key=None)) as stream:
             async for progress in stream:
                 if delay < 1 and len(progress.text) > 20:
                     return
 
     async def run() -> None:
-        async with aclosing(Server(base_url, None)) as server:
+        async with aclosing(Server(base_url)) as server:
             task = asyncio.create_task(take_some(server))
             await until(lambda: fake.running == 1)
             if delay > 1:
@@ -172,7 +172,7 @@ def test_a_proxy_in_the_environment_is_not_asked(
 
 def test_after_another_model_took_its_place_the_name_is_asked_for_again(base_url: str, fake: Fake) -> None:
     async def run() -> None:
-        async with aclosing(Server(base_url, None)) as server:
+        async with aclosing(Server(base_url)) as server:
             await chat(server)
             fake.failure = (404, {"message": "The model `tiny-coder` does not exist."}, {})
             with pytest.raises(AnswerError):

@@ -6,6 +6,7 @@ QLoRA (arXiv 2305.14314) is the same over a base held in 4 bits by bitsandbytes,
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from typing import Any
 
 import torch
@@ -56,4 +57,7 @@ def put_adapter(model: Any, tuning: str, options: AdapterOptions) -> Any:
         target_modules=list(targets),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, settings)
+    with warnings.catch_warnings():
+        # peft asks transformers by names that are deprecated from 5.23 on.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, settings)

@@ -6,8 +6,11 @@ else of a run follows from N.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import accelerate  # type: ignore[import-untyped]  # ships no type information
@@ -28,7 +31,8 @@ def save(accelerator: accelerate.Accelerator, folder: Path, step: int, keep: int
         for left in folder.glob(".step-*"):  # of a run that was killed while it saved
             shutil.rmtree(left)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(fresh))
+    with _tied_matrices_unmentioned():
+        accelerator.save_state(str(fresh))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         fresh.rename(folder / f"step-{step}")
@@ -37,6 +41,18 @@ def save(accelerator: accelerate.Accelerator, folder: Path, step: int, keep: int
             gone = (folder / f"step-{old}").rename(folder / f".step-{old}")
             shutil.rmtree(gone)
     accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _tied_matrices_unmentioned() -> Iterator[None]:
+    """accelerate warns at each checkpoint that tied matrices are written once, as they should be."""
+    logger = logging.getLogger("accelerate.utils.other")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def load(accelerator: accelerate.Accelerator, folder: Path, step: int) -> None:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from rrtf_serve.problems.origins import Record
 from rrtf_serve.problems.syntax import parses
-from training.contamination import BENCHMARKS, Detector, Match, Thresholds, load_benchmarks
+from training.contamination import BENCHMARKS, Detector, Match, Thresholds, deciding, load_benchmarks
 from training.contamination_report import markdown, summary
 from training.near_duplicates import NearIndex
 from training.passages import Passage, problem_passage, task_words
@@ -211,8 +211,7 @@ class RecordRules:
 
 
 def _contaminated(matches: list[Match]) -> Rejection:
-    """By the likeness that says most: the first rule that holds, its highest likeness."""
-    first = max((each for each in matches if each.rule == matches[0].rule), key=lambda each: each.likeness)
+    first = deciding(matches)
     suite, task_id = first.entry.names[0]
     passage = first.entry.passage
     text = passage.source if "code" in first.rule else passage.text

@@ -15,13 +15,13 @@ from rrtf_serve.models.errors import ModelError
 from rrtf_serve.problems.samplers import SamplerError
 from rrtf_serve.problems.samples import BusyError
 from rrtf_serve.sandbox.limits import SandboxUnavailable
-from training.commands import clean, fit, import_, judge, rank, run, sample, tests
+from training.commands import clean, evolve, fit, import_, judge, rank, run, sample, tests
 
 # What a shell reports for Ctrl-C and for SIGTERM.
 INTERRUPTED, TERMINATED = 130, 143
 
 # In the order of --help. Each has add(commands), which sets run(arguments) -> exit status.
-_COMMANDS: tuple[ModuleType, ...] = (import_, tests, clean, sample, judge, rank, fit, run)
+_COMMANDS: tuple[ModuleType, ...] = (import_, evolve, tests, clean, sample, judge, rank, fit, run)
 
 _EXAMPLES = """\
 examples:

@@ -19,6 +19,7 @@
     [fit]
     lr = 1e-5
 
+Without [fit] the run ends with the tuples. Its model is that of the student's source unless it names one.
 Keys are the fields of SampleOptions (at the top), Source, JudgeOptions, RankOptions and FitOptions. Paths are
 relative to the working folder, as on the command line.
 """
@@ -30,6 +31,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from training.fit_options import FitOptions
 from training.judge import JudgeOptions
 from training.rank import RankOptions
 from training.sample import SampleOptions
@@ -37,7 +39,7 @@ from training.sources import Source
 from training.tables import build, parse_value, read_toml
 
 STAGES = ("sample", "judge", "rank", "fit")
-TABLES = {"judge": JudgeOptions, "rank": RankOptions}
+TABLES = ("judge", "rank", "fit")
 # Keys that decide where and how fast, never what comes out; they may change when a run goes on.
 FREE = {
     "sample": ("data_dir",),
@@ -55,6 +57,7 @@ class RunConfig:
     sample: SampleOptions
     judge: JudgeOptions
     rank: RankOptions
+    fit: FitOptions | None  # None: the run ends with the tuples
 
 
 def read_config(path: Path, settings: Sequence[str] = (), folder: Path | None = None) -> RunConfig:
@@ -95,7 +98,23 @@ def config_of(table: Mapping[str, Any], where: str) -> RunConfig:
         sample=build(SampleOptions, top, where, sources=built),
         judge=build(JudgeOptions, table.get("judge", {}), f"{where}: [judge]"),
         rank=build(RankOptions, table.get("rank", {}), f"{where}: [rank]"),
+        fit=None if "fit" not in table else _fit(table["fit"], built, Path(folder), f"{where}: [fit]"),
     )
+
+
+def _fit(table: Mapping[str, Any], sources: Sequence[Source], folder: Path, where: str) -> FitOptions:
+    values = dict(table)
+    if "model" not in values:
+        students = list(
+            dict.fromkeys(each.model for each in sources if each.role == "student" and not each.url)
+        )
+        if len(students) != 1 or not students[0]:
+            raise ValueError(
+                f"{where}: model is missing, and the sources do not tell it: the models of students are "
+                f"{', '.join(students) or 'none'}"
+            )
+        values["model"] = students[0]
+    return build(FitOptions, values, where, tuples=folder / "tuples.jsonl", output=folder / "fit")
 
 
 def apply(table: dict[str, Any], setting: str) -> None:
@@ -128,6 +147,8 @@ def resolved(config: RunConfig) -> dict[str, dict[str, Any]]:
     sample = asdict(config.sample)
     sample["source"] = {source["name"]: source for source in sample.pop("sources")}
     found = {"sample": sample, "judge": asdict(config.judge), "rank": asdict(config.rank)}
+    if config.fit is not None:
+        found["fit"] = asdict(config.fit)
     return {stage: _plain(record) for stage, record in found.items()}
 
 

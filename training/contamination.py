@@ -140,6 +140,12 @@ def _identity(task_id: str) -> str:
     return f"HumanEval/{found.group(1)}" if found else task_id
 
 
+def deciding(matches: Sequence[Match]) -> Match:
+    """Of the likenesses of one record the one it is rejected by: the first rule's highest."""
+    first = min(matches, key=lambda each: RULES.index(each.rule)).rule
+    return max((each for each in matches if each.rule == first), key=lambda each: each.likeness)
+
+
 class Detector:
     """Compares passages with all entries; what comes out depends on nothing but its arguments."""
 

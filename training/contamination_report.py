@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rrtf_serve.problems.origins import Record
-from training.contamination import RULES, Benchmarks, Match
+from training.contamination import RULES, Benchmarks, Match, deciding
 from training.passages import Passage
 
 Found = Sequence[tuple[Record, Passage, list[Match]]]
@@ -18,7 +18,8 @@ _EXCERPT = 600  # characters of each text
 
 
 def summary(benchmarks: Benchmarks, found: Found) -> dict[str, Any]:
-    """Counts of records by benchmark and rule and rule, each record once; and the best matches."""
+    """Counts of records by benchmark and rule and rule, each record once; and for each record the match
+    that rejects it."""
     by_benchmark: dict[str, Counter[str]] = defaultdict(Counter)
     for _, _, matches in found:
         hits = {(suite, match.rule) for match in matches for suite, _ in match.entry.names}
@@ -36,7 +37,7 @@ def summary(benchmarks: Benchmarks, found: Found) -> dict[str, Any]:
             name: {rule: by_benchmark[name][rule] for rule in (*RULES, "any")} for name in benchmarks.sizes
         },
         "matches": sorted(
-            (_record(record, passage, match) for record, passage, all_of in found for match in _best(all_of)),
+            (_record(record, passage, matches) for record, passage, matches in found),
             key=lambda each: (-each["likeness"], each["task_id"], each["rule"]),
         ),
     }
@@ -54,21 +55,14 @@ def _by_rule(found: Found) -> dict[str, dict[str, int]]:
     }
 
 
-def _best(matches: Sequence[Match]) -> list[Match]:
-    """The highest likeness by each rule."""
-    best: dict[str, Match] = {}
-    for match in matches:
-        if match.rule not in best or match.likeness > best[match.rule].likeness:
-            best[match.rule] = match
-    return list(best.values())
-
-
-def _record(record: Record, passage: Passage, match: Match) -> dict[str, Any]:
+def _record(record: Record, passage: Passage, matches: Sequence[Match]) -> dict[str, Any]:
+    match = deciding(matches)
     in_code = "code" in match.rule
     theirs = match.entry.passage
     return {
         "task_id": record["task_id"],
         "rule": match.rule,
+        "rules": [rule for rule in RULES if any(each.rule == rule for each in matches)],
         "likeness": round(match.likeness, 3),
         "benchmark": match.entry.names[0][0],
         "benchmark_task_id": match.entry.names[0][1],
@@ -121,7 +115,7 @@ def _counts(title: str, counts: dict[str, int]) -> str:
 
 def _match_lines(match: dict[str, Any]) -> list[str]:
     head = f"### {match['task_id']} and {match['benchmark_task_id']} ({match['benchmark']})"
-    lines = [head, "", f"{match['rule']}, {match['likeness']:.2f}", ""]
+    lines = [head, "", f"{match['likeness']:.2f} by {match['rule']}; rules: {', '.join(match['rules'])}", ""]
     for field in ("text", "benchmark_text", "code", "benchmark_code"):
         if match.get(field):
             excerpt = match[field][:_EXCERPT]

@@ -54,6 +54,7 @@ class Work:
     items: list[Encoded]
     left_out: list[str]  # names of tuples above --max-tokens
     schedule: Schedule
+    prompt_format: str  # of the first tuple: the one to validate with
 
 
 def fit(options: FitOptions) -> dict[str, Any]:
@@ -63,32 +64,26 @@ def fit(options: FitOptions) -> dict[str, Any]:
     that can't be trained or a training that fails, BusyError where another process trains in the folder.
     """
     work = prepare(options)
-    trainer = _trainer(options.method)
+    train = _loop()
     resolved = resolve(options, work)
     if int(os.environ.get("RANK", "0")):  # a process beside the first
-        return trainer(options, work, resolved)
+        return train(options, work, resolved)
     options.output.mkdir(parents=True, exist_ok=True)
     with open_alone(options.output / ".lock"):
         keep_config(options.output / "config.json", resolved)
-        return trainer(options, work, resolved)
+        return train(options, work, resolved)
 
 
-def _trainer(method: str) -> Callable[[FitOptions, Work, dict[str, Any]], dict[str, Any]]:
+def _loop() -> Callable[[FitOptions, Work, dict[str, Any]], dict[str, Any]]:
     """Raises ModelError where a library is missing."""
     try:
-        # Slow to import, and not in the base install.
-        if method == "dpo":
-            from training.dpo import train_dpo  # noqa: PLC0415
-
-            return train_dpo
-        from training.loop import train  # noqa: PLC0415
-
-        return train
+        from training import loop  # noqa: PLC0415  # slow to import, and not in the base install
     except ModuleNotFoundError as error:
         raise ModelError(
             f"training needs {error.name}, which is not installed: install torch for your machine "
             "(https://pytorch.org), then pip install 'rrtf-serve[train]'"
         ) from error
+    return loop.train
 
 
 def find_student(spec: str) -> Student:
@@ -131,7 +126,7 @@ def prepare(options: FitOptions) -> Work:
     schedule = Schedule(
         len(items), options.batch, options.epochs, options.seed, options.learning_rate, options.warmup
     )
-    return Work(student, items, left_out, schedule)
+    return Work(student, items, left_out, schedule, tuples[0].prompt.format)
 
 
 def resolve(options: FitOptions, work: Work) -> dict[str, Any]:

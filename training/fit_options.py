@@ -10,6 +10,8 @@ FT_REDUCTIONS = ("sum", "mean")
 LAYOUTS = ("shared", "separate")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 TUNINGS = ("full", "lora", "qlora")
+# A model may be chosen by these and by files of the user's own; test sets are for reports alone.
+CHOOSING = ("mbpp-stubs-validation", "mbpp-validation", "leetcode-dev")
 PRECISIONS = ("bf16", "fp32")
 
 
@@ -68,6 +70,7 @@ class FitOptions:
     ft_reduction: str = "sum"
     rank_weight: float = 1.0
     margin: float = 0.0
+    beta: float = 0.1  # DPO's
     max_tokens: int = 2048  # of a prompt with its longest answer
     micro_tokens: int = 2048  # of a forward pass, padding included
     layout: str | None = None  # None: shared, with flash_attention_2 separate
@@ -81,6 +84,9 @@ class FitOptions:
     threads: int = 0  # 0: torch's own choice
     checkpoint_every: int = 100  # steps; 0: only when the run is stopped
     keep: int = 1  # checkpoints
+    validate: str | None = None  # a suite to choose the best step by, or a file of problems; None: no choice
+    validate_every: int = 0  # steps; 0: at the end of each epoch
+    validate_tokens: int = 512  # of an answer
 
     def __post_init__(self) -> None:
         choices = {
@@ -94,7 +100,7 @@ class FitOptions:
                 raise ValueError(f"{flag(name)} {value}: must be one of {listed}")
         least = {
             "epochs": 1, "batch": 1, "max_tokens": 2, "micro_tokens": 2, "threads": 0, "checkpoint_every": 0,
-            "keep": 1,
+            "keep": 1, "validate_every": 0, "validate_tokens": 1,
         }  # fmt: skip
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -110,6 +116,15 @@ class FitOptions:
             raise ValueError(f"--clip must be above 0, not {self.clip}")
         if self.attention == "flash_attention_2" and self.layout == "shared":
             raise ValueError("--layout shared: FlashAttention takes no mask of ours; use --layout separate")
+        if self.validate is not None and self.validate not in CHOOSING and not Path(self.validate).is_file():
+            raise ValueError(
+                f"--validate {self.validate}: must be a file of problems or one of {', '.join(CHOOSING)}; a "
+                "model chosen by a test set would be reported too well"
+            )
+        if self.validate is not None and self.tune == "qlora":
+            raise ValueError(
+                "--validate: an adapter on a 4-bit base can't be run here; leave one of the two out"
+            )
         self.adapter()
         self.loss()
 

@@ -6,12 +6,11 @@ forward passes and shared among processes.
 
 from __future__ import annotations
 
-import signal
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
 import accelerate  # type: ignore[import-untyped]  # ships no type information
@@ -21,15 +20,19 @@ from torch import Tensor
 from rrtf_serve.models.errors import ModelError
 from training import checkpoint
 from training.adapters import check_tuning
+from training.best import Best, best_of
+from training.dpo import Reference, dpo_terms, reference_sums
 from training.encoding import Encoded
 from training.fit import Work
 from training.fit_options import FitOptions
 from training.history import History
+from training.interruption import stop_flag
 from training.loss import Terms, loss_terms
 from training.packing import Rows, micro_batches, pack
 from training.schedule import share
 from training.scorer import Scorer, score_rows
-from training.student import load_model, write_student
+from training.student import load_model, merged_state, write_student
+from training.validation import Validation
 
 # What is summed over a batch, in this order.
 _SUMS = (
@@ -48,32 +51,79 @@ def train(options: FitOptions, work: Work, resolved: dict[str, Any]) -> dict[str
         "model": work.student.card.name, "method": options.method,
     }  # fmt: skip
     if last.is_dir():
-        return report | {"steps_now": 0}
+        return report | _found_best(options) | {"steps_now": 0}
     if options.threads:
         torch.set_num_threads(options.threads)
-    trainer = Trainer(options, work)
-    start = checkpoint.latest(folder) or 0
     with _told_what_to_change(options), ExitStack() as stack:
-        if start:
-            checkpoint.load(trainer.accelerator, folder, start)
-        history = None
+        trainer = Trainer(options, work)
+        stack.callback(trainer.close)
+        start = checkpoint.latest(folder) or 0
+        history, best = None, None
         if trainer.accelerator.is_main_process:
+            if (
+                options.validate is not None
+            ):  # first of all: hours of training must not end in "no sandbox here"
+                best = stack.enter_context(_best(options, work))
             history = History(options.output, start, steps)
             stack.callback(history.close)
-        stop = stack.enter_context(_stop_flag())
+        if start:
+            checkpoint.load(trainer.accelerator, folder, start)
+        stop = stack.enter_context(stop_flag())
         for step in range(start, steps):
             values = trainer.step(step)
             if history is not None:
                 history.add(step + 1, values)
+            if options.validate is not None and _validates(options, work, step + 1):
+                _validate(trainer, options.output, step + 1, best, resolved)
             stopping = trainer.any(stop.asked is not None)
             due = options.checkpoint_every and (step + 1) % options.checkpoint_every == 0
             if step + 1 < steps and (stopping or due):
                 checkpoint.save(trainer.accelerator, folder, step + 1, options.keep)
             if stopping and stop.asked is not None and step + 1 < steps:
                 stop.leave()
-        trainer.write(last, work, resolved)
-    checkpoint.clear(trainer.accelerator, folder)
-    return report | {"steps_now": steps - start}
+        trainer.write(last, resolved)
+        checkpoint.clear(trainer.accelerator, folder)
+    return report | _found_best(options) | {"steps_now": steps - start}
+
+
+@contextmanager
+def _best(options: FitOptions, work: Work) -> Iterator[Best]:
+    validation = Validation(options, work.prompt_format)
+    try:
+        best = Best(options.output, validation)
+        try:
+            yield best
+        finally:
+            best.close()
+    finally:
+        validation.close()
+
+
+def _validates(options: FitOptions, work: Work, step: int) -> bool:
+    """Whether a validation follows step 1..; one always follows the last."""
+    every = options.validate_every or work.schedule.steps_per_epoch
+    return step % every == 0 or step == work.schedule.steps
+
+
+def _validate(trainer: Trainer, folder: Path, step: int, best: Best | None, resolved: dict[str, Any]) -> None:
+    """Every process writes its part of the model; the first scores it."""
+    candidate, merged = folder / ".candidate", folder / ".merged"
+    trainer.write(candidate, resolved)
+    adapted = trainer.adapted
+    if adapted:
+        trainer.write(merged, resolved, merged=True)
+    if best is not None:
+        best.consider(step, candidate, merged if adapted else candidate)
+        for path in (candidate, merged):
+            shutil.rmtree(path, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _found_best(options: FitOptions) -> dict[str, Any]:
+    if options.validate is None:
+        return {}
+    found = best_of(options.output)
+    return {"validated_by": options.validate, **found}
 
 
 class Trainer:
@@ -81,23 +131,45 @@ class Trainer:
 
     def __init__(self, options: FitOptions, work: Work) -> None:
         """Raises ModelError."""
-        cpu = options.device == "cpu" or not torch.cuda.is_available()
         mixed = "bf16" if options.precision == "bf16" else "no"
+        # Without a GPU processes find each other only where the CPU is asked for.
+        cpu = options.device == "cpu" or not torch.cuda.is_available()
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=cpu)
+        deepspeed = self.accelerator.state.deepspeed_plugin
+        if deepspeed is not None:  # which asks for a batch size, though the loop makes its own batches
+            deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
+            deepspeed.deepspeed_config["gradient_clipping"] = options.clip
         check_tuning(options.tune, self.accelerator.device)
+        torch.manual_seed(options.seed)  # adapters begin at random
         half = torch.bfloat16 if mixed == "bf16" else None
         model = load_model(
             work.student, options.tune, options.adapter(), attention=options.attention, half=half
         )
         if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5.23 deprecates the second name.
+            enable = (
+                getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            )
+            enable({"use_reentrant": False})
             if options.tune != "full":
                 model.enable_input_require_grads()
-        self._options, self._work, self._loss = options, work, options.loss()
-        scorer = Scorer(model, options.row_layout).train()
+        self._options, self._work = options, work
+        sharded = str(self.accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED")
+        scorer = Scorer(model, options.row_layout, sharded=sharded).train()
         trained = [weight for weight in scorer.parameters() if weight.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=1.0, weight_decay=options.weight_decay)
-        self._scorer, self._optimiser = self.accelerator.prepare(scorer, optimiser)
+        self.scorer, self.optimiser = self.accelerator.prepare(scorer, optimiser)
+        self._reference: Reference | None = None
+        if options.method == "dpo":  # before a checkpoint is loaded: the reference is the model as it came
+            self._reference = reference_sums(
+                self.scorer, work.items, options.micro_tokens, options.row_layout, self.accelerator.device
+            )
+
+    def close(self) -> None:
+        """Give the memory back, and let the next run of this process choose its own precision."""
+        self.accelerator.free_memory()
+        # There is no public way: the state is one for the whole process and refuses other settings.
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
     def step(self, step: int) -> dict[str, Any]:
         """Step 0..; what the log says of it. Raises ModelError where loss or gradient is not finite."""
@@ -105,7 +177,7 @@ class Trainer:
         schedule, world = self._work.schedule, self.accelerator.num_processes
         batch = [self._work.items[at] for at in schedule.rows(step)]
         lr = schedule.learning_rate(step)
-        for group in self._optimiser.param_groups:
+        for group in self.optimiser.param_groups:
             group["lr"] = lr
         sums = torch.zeros(len(_SUMS), dtype=torch.float64)
         passes = self._passes(batch)
@@ -113,8 +185,8 @@ class Trainer:
             rows = pack(items, self._options.row_layout).to(self.accelerator.device)
             final = number == len(passes)
             self.accelerator.sync_gradients = final
-            with nullcontext() if final else self.accelerator.no_sync(self._scorer):
-                terms = loss_terms(score_rows(self._scorer, rows), rows, self._loss)
+            with nullcontext() if final else self.accelerator.no_sync(self.scorer):
+                terms = self._terms(score_rows(self.scorer, rows), rows, items)
                 # DDP and its kin average over processes what is to be summed.
                 loss = terms.total.sum() * (world / len(batch) * counts)
                 self.accelerator.backward(loss)
@@ -122,12 +194,12 @@ class Trainer:
                 sums += _sums(terms, rows)
         sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
         _check_finite(sums[:3].tolist(), step + 1, "loss", lr)
-        norm = self.accelerator.clip_grad_norm_(self._scorer.parameters(), self._options.clip)
+        norm = self.accelerator.clip_grad_norm_(self.scorer.parameters(), self._options.clip)
         norm = None if norm is None else float(norm)
         if norm is not None:
             _check_finite([norm], step + 1, "gradient", lr)
-        self._optimiser.step()
-        self._optimiser.zero_grad()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
         seconds = time.monotonic() - began
         return {
             "epoch": step // schedule.steps_per_epoch,
@@ -138,6 +210,11 @@ class Trainer:
             "tokens_per_s": round(float(sums[_SUMS.index("tokens")]) / seconds, 1),
         }
 
+    def _terms(self, sums: Tensor, rows: Rows, items: list[Encoded]) -> Terms:
+        if self._reference is not None:
+            return dpo_terms(sums, rows, items, self._reference, self._options.beta)
+        return loss_terms(sums, rows, self._options.loss())
+
     def any(self, flag: bool) -> bool:
         """Of all processes."""
         if self.accelerator.num_processes == 1:
@@ -145,15 +222,23 @@ class Trainer:
         found = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum")
         return bool(found > 0)
 
-    def write(self, folder: Any, work: Work, resolved: dict[str, Any]) -> None:
-        """The model as it is now."""
+    @property
+    def adapted(self) -> bool:
+        return self._options.tune != "full"
+
+    def write(self, folder: Path, resolved: dict[str, Any], *, merged: bool = False) -> None:
+        """The model as it is now; an adapter alone, or `merged` into the whole model. `resolved`: what the
+        card may say of how it was made."""
         self.accelerator.wait_for_everyone()
-        state = self.accelerator.get_state_dict(self._scorer)
+        state = self.accelerator.get_state_dict(self.scorer)
         if self.accelerator.is_main_process:
-            inner = self.accelerator.unwrap_model(self._scorer).model
-            plain = {name.removeprefix("model."): value for name, value in state.items()}
+            inner = self.accelerator.unwrap_model(self.scorer).model
+            if merged:
+                plain = merged_state(inner)
+            else:
+                plain = {name.removeprefix("model."): value for name, value in state.items()}
             made = {name: resolved[name] for name in ("method", "tuples_sha256", "seed", "lr", "steps")}
-            write_student(work.student, inner, plain, folder, made=made)
+            write_student(self._work.student, inner, plain, folder, made=made, merged=merged)
         self.accelerator.wait_for_everyone()
 
     def _passes(self, batch: list[Encoded]) -> list[tuple[list[Encoded], int]]:
@@ -199,38 +284,6 @@ def _check_finite(values: Sequence[float], step: int, what: str, lr: float) -> N
             "--attention eager where an attention kernel is at fault; the same command goes on from the last "
             "checkpoint, with changed settings give another --output"
         )
-
-
-@dataclass
-class _Stop:
-    """Which signal asks to stop, and what would have handled it."""
-
-    asked: int | None = None
-    before: dict[int, Any] = field(default_factory=dict)
-
-    def ask(self, number: int, _: FrameType | None) -> None:
-        if self.asked is not None:  # a second one doesn't wait for the step
-            self.leave()
-        self.asked = number
-
-    def leave(self) -> None:
-        """Hand the signal on to who would have had it."""
-        assert self.asked is not None
-        signal.signal(self.asked, self.before[self.asked])
-        signal.raise_signal(self.asked)
-
-
-@contextmanager
-def _stop_flag() -> Iterator[_Stop]:
-    """Ctrl-C and SIGTERM let the step end and the checkpoint be written."""
-    stop = _Stop()
-    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        stop.before[number] = signal.signal(number, stop.ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in stop.before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -29,9 +29,9 @@ _REQUEST = re.compile(
     r"(?:(?:please|can you|could you|your task is to|you are asked to|you need to|i need you to)\s+)?"
     r"(?:write|create|implement|design|develop|define|build|make|construct|code|generate|program|provide)\s+"
     r"(?:me\s+)?(?:(?:a|an|the|some)\s+)?(?:\w+\s+){0,3}?"
-    r"(?:functions?|methods?|programs?|scripts?|code|algorithms?|class|solution)\s+"
+    r"(?:functions?|methods?|programs?|scripts?|code|algorithms?|class|solution)(?:\s+|$)"
     r"(?:(?:in|using)\s+\w+\s+)?(?:(?:called|named)\s+\w+\s+)?"
-    r"(?:(?:to|that|which|for)\s+)?",
+    r"(?:(?:to|that|which|for)(?:\s+|$))?",
 )
 
 

@@ -1,6 +1,7 @@
 """All stages of one configuration, each done once: `rrtf-train run`.
 
 RUN/run.json     for each stage that was begun: what it was told, whether it is done, and its report
+RUN/report.json  the reports of all stages;  RUN/summary.md  what came out, and what to do with it
 RUN/before-N/    what a stage had made before it was done again (`redo`); nothing is thrown away
 
 A stopped run goes on where it was. A stage that was begun with other settings is refused with the difference.
@@ -9,6 +10,8 @@ A stopped run goes on where it was. A stage that was begun with other settings i
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,8 @@ from typing import Any
 
 from rrtf_serve.problems.samples import open_alone
 from training.config import STAGES, RunConfig, differences, resolved
+from training.fit import fit
+from training.fit_options import FitOptions
 from training.judge import judge
 from training.rank import rank
 from training.sample import read_index, sample, write_json
@@ -49,6 +54,20 @@ class _Run:
         self._keep(name, {"config": self.settings[name], "done": True, "report": report})
         self.reports[name] = report
 
+    def fit(self, options: FitOptions) -> None:
+        """It knows itself what is done, and what its folder was made with."""
+        begun = "fit" in self.state
+        self.say("fit ...")
+        self._keep("fit", {"done": False})
+        try:
+            report = fit(options)
+        except ValueError as error:
+            if begun:
+                raise ValueError(f"{error}; --redo fit keeps what is there aside and trains anew") from error
+            raise
+        self._keep("fit", {"done": True, "report": report})
+        self.reports["fit"] = report
+
     def _keep(self, name: str, record: dict[str, Any]) -> None:
         self.state[name] = record
         write_json(self.config.folder / "run.json", self.state)
@@ -63,6 +82,10 @@ def run(config: RunConfig, redo: str | None = None, say: Say = lambda _: None) -
     """
     if redo is not None and redo not in STAGES:
         raise ValueError(f"--redo {redo}: must be one of {', '.join(STAGES)}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "run is one process; leave [fit] out of the file and start `rrtf-train fit` under accelerate"
+        )
     folder = config.folder
     settings = resolved(config)
     problem_set = config.sample.load()
@@ -77,6 +100,10 @@ def run(config: RunConfig, redo: str | None = None, say: Say = lambda _: None) -
         work.stage("sample", "samples/index.json", lambda: sample(config.sample, folder))
         work.stage("judge", "judged/dropped.json", lambda: judge(folder, config.judge, data))
         work.stage("rank", "tuples.jsonl", lambda: rank(folder, config.rank, None, data))
+        if config.fit is not None:
+            work.fit(config.fit)
+        write_json(folder / "report.json", work.reports)
+        (folder / "summary.md").write_text(summary(config, work.reports), "utf-8")
     return work.reports
 
 
@@ -99,7 +126,7 @@ def check(state: State, settings: dict[str, dict[str, Any]], redo: str | None) -
     for stage in STAGES:
         if stage == redo:
             return
-        if stage not in state:
+        if stage not in state or stage == "fit":  # `fit` holds its own settings against its folder's
             continue
         found = differences(state[stage]["config"], settings[stage], stage)
         if found:
@@ -158,3 +185,48 @@ def _grown(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 def _without_growth(source: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in source.items() if key not in GROWTH}
+
+
+def summary(config: RunConfig, reports: dict[str, Any]) -> str:
+    """What came out, and the commands that measure, convert and serve it; Markdown."""
+    found = reports["rank"]
+    lines = [
+        f"# {config.folder.name}",
+        "",
+        f"{found['tuples']} tuples with {found['pairs']} pairs ({found['ties']} ties) from "
+        f"{', '.join(config.sample.problems)}; statistics: `tuples.stats.json`.",
+        "",
+    ]
+    if config.fit is None:
+        return "\n".join(
+            [
+                *lines,
+                "Next:",
+                "",
+                f"    rrtf-train fit {config.folder / 'tuples.jsonl'} --model MODEL -o FIT",
+                "",
+            ]
+        )
+    options = config.fit
+    best = options.output / "best"  # where a development set has chosen one
+    trained = str(best if best.is_dir() else options.output / "last")
+    model = str(config.folder / "model")
+    made = [f"rrtf-convert ct2 {shlex.quote(trained)} -o {model} --quantization int8"]
+    if options.tune != "full":
+        merged = str(config.folder / "merged")
+        made = [
+            f"rrtf-convert merge {shlex.quote(options.model)} {trained} -o {merged}",
+            f"rrtf-convert ct2 {merged} -o {model} --quantization int8",
+        ]
+    made += [f"rrtf-bench passk --suite humaneval --model {model}", f"rrtf-serve --model {model}"]
+    return "\n".join(
+        [
+            *lines,
+            f"`{options.method}` of {options.model}: {reports['fit']['steps']} steps, in `{trained}`.",
+            "",
+            "Next:",
+            "",
+            *(f"    {line}" for line in made),
+            "",
+        ]
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rrtf_serve.models.errors import ModelError
-from training.logprobs import answer_sums, token_logprobs
+from training.logprobs import answer_sums, logprobs_of, logprobs_through
 from training.packing import PADDING, Rows, block_mask
 
 # What some families do to the logits behind the output matrix.
@@ -20,9 +20,10 @@ _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "l
 
 
 class Scorer(nn.Module):
-    """model: a transformers causal language model, or a PEFT model around one. layout: see packing."""
+    """model: a transformers causal language model, or a PEFT model around one. layout: see packing. sharded:
+    its weights are not whole in each process (FSDP, DeepSpeed)."""
 
-    def __init__(self, model: Any, layout: str) -> None:
+    def __init__(self, model: Any, layout: str, *, sharded: bool = False) -> None:
         """Raises ModelError on a model that changes its logits in a way not known here."""
         super().__init__()
         self.model = model
@@ -32,9 +33,13 @@ class Scorer(nn.Module):
         changed = [name for name in _LOGIT_CHANGES if getattr(config, name, None) not in (None, 1, 1.0)]
         if changed:
             raise ModelError(f"{config.model_type}: its {changed[0]} is not supported in training")
+        # What FSDP shards by.
+        self._no_split_modules = getattr(causal, "_no_split_modules", None)
         # Kept out of the module tree: they are inside `model` already.
         object.__setattr__(self, "_backbone", causal.base_model)
-        object.__setattr__(self, "_head", causal.get_output_embeddings())
+        head = causal.get_output_embeddings()
+        object.__setattr__(self, "_head", head)
+        self._plain_head = type(head) is nn.Linear and head.bias is None and not sharded
         self._vocabulary = int(config.vocab_size)
         self._windows = _windows(config)
         self._additive = config._attn_implementation == "eager"
@@ -51,7 +56,11 @@ class Scorer(nn.Module):
             use_cache=False,
         )
         hidden = output.last_hidden_state.flatten(0, 1)[reading]
-        logprobs = token_logprobs(hidden, targets, self._head, self._vocabulary)  # type: ignore[arg-type]
+        head: Any = self._head
+        if self._plain_head:
+            logprobs = logprobs_of(hidden, targets, head.weight)
+        else:
+            logprobs = logprobs_through(hidden, targets, head, self._vocabulary)
         return answer_sums(logprobs, owner, answers)
 
     def _mask(self, segments: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:

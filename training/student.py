@@ -61,25 +61,55 @@ def load_model(
     return model if tuning == "full" else put_adapter(model, tuning, adapter)
 
 
+def merged_state(model: Any) -> dict[str, torch.Tensor]:
+    """The weights of a LoRA model with its adapter added, by the names of the model beneath. The model itself
+    stays as it is."""
+    layers = {name: module for name, module in model.get_base_model().named_modules() if _is_adapted(module)}
+    state: dict[str, torch.Tensor] = {}
+    for name, value in model.get_base_model().state_dict().items():
+        if ".lora_" in name:
+            continue
+        owner = name.partition(".base_layer.")[0]
+        adapted = name.endswith(".base_layer.weight")
+        grown = value.float() + layers[owner].get_delta_weight("default").float() if adapted else value
+        state[name.replace(".base_layer.", ".")] = grown
+    return state
+
+
+def _is_adapted(module: torch.nn.Module) -> bool:
+    return hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
+
+
 def write_student(
-    student: Student, model: Any, state: dict[str, torch.Tensor], folder: Path, *, made: dict[str, Any]
+    student: Student,
+    model: Any,
+    state: dict[str, torch.Tensor],
+    folder: Path,
+    *,
+    made: dict[str, Any],
+    merged: bool = False,
 ) -> None:
     """Write the trained model, complete or not at all, over what was there. `state`: its weights, by the
-    model's own names. A PEFT model's adapter is written alone. `made`: for the card.
+    model's own names. Of a PEFT model the adapter alone is written, or, `merged`, `state` as a whole model.
+    `made`: for the card.
     """
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        if hasattr(model, "peft_config"):
+        if hasattr(model, "peft_config") and not merged:
             model.save_pretrained(fresh, state_dict=state)
             (fresh / "README.md").unlink(missing_ok=True)  # a template full of blanks
         else:
+            causal = model.get_base_model() if merged else model
+            # Tied matrices are one tensor, to be written once.
+            tied = set(causal._tied_weights_keys or ()) if causal.config.tie_word_embeddings else set()
             whole = {
                 name: value.to(torch.bfloat16) if value.is_floating_point() else value
                 for name, value in state.items()
+                if name not in tied
             }
-            model.config.dtype = torch.bfloat16
-            model.save_pretrained(fresh, state_dict=whole)
+            causal.config.dtype = torch.bfloat16
+            causal.save_pretrained(fresh, state_dict=whole)
             generation = student.folder / "generation_config.json"
             if generation.is_file():
                 shutil.copyfile(generation, fresh / generation.name)

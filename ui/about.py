@@ -12,7 +12,7 @@ import gradio as gr
 
 from rrtf_serve.models.parity import parity_facts
 from ui import status
-from ui.gate import ICON
+from ui.gate import ICON, KEY_HEADER
 from ui.server import AnswerError, Server
 
 
@@ -142,7 +142,7 @@ def opened(
     async def show(request: gr.Request) -> tuple[Any, ...]:
         api = address(server.base_url, request.headers.get("host"), request.url.scheme)
         try:
-            record = await server.card()
+            record = await server.card(key=request.headers.get(KEY_HEADER))
         except AnswerError as problem:
             return head_html(title, None, sign_out), status.line(str(problem), "problem"), "", "", ""
         ways = snippets(str(record["id"]), api, keyed=sign_out is not None, infill=server.infill)

@@ -12,6 +12,7 @@ from gradio.events import Dependency
 from openai.types.chat import ChatCompletionMessageParam
 
 from ui import status
+from ui.gate import KEY_HEADER
 from ui.markdown import fenced
 from ui.presets import controls
 from ui.server import AnswerError, Options, Progress, Server
@@ -64,7 +65,9 @@ def messages(system: str, history: list[Turn]) -> list[ChatCompletionMessagePara
 def build(server: Server) -> None:
     """Place the pane in the current Blocks."""
 
-    async def answer(history: list[Turn], typed: str | None, settings: Settings) -> Updates:
+    async def answer(
+        request: gr.Request, history: list[Turn], typed: str | None, settings: Settings
+    ) -> Updates:
         """Answer the last turn of `history`, the user's; `typed` is left in the box, None: what stands there.
 
         On a failure before the first word the question goes back into the box, so that it can be sent again.
@@ -75,7 +78,9 @@ def build(server: Server) -> None:
         yield history, busy_box(typed), status.line("Waiting for the model…")
         shown = 0.0
         try:
-            async with aclosing(server.chat(messages(system, history), options)) as stream:
+            async with aclosing(
+                server.chat(messages(system, history), options, key=request.headers.get(KEY_HEADER))
+            ) as stream:
                 async for progress in stream:
                     if progress.text and time.monotonic() - shown >= UPDATE_SECONDS:
                         # Cleared once only: an update on its way must not wipe out "Stopped."
@@ -92,22 +97,26 @@ def build(server: Server) -> None:
         said = status.ending(progress, options.max_tokens)
         yield [*history, turn("assistant", progress.text)], idle_box(), said
 
-    async def send(text: str, history: list[Turn], *settings: *Settings) -> Updates:
+    async def send(request: gr.Request, text: str, history: list[Turn], *settings: *Settings) -> Updates:
         if not text.strip():
             yield gr.skip(), gr.skip(), status.line("Write a question first.")
             return
-        async with aclosing(answer([*history, turn("user", fenced(text))], "", settings)) as updates:
+        async with aclosing(answer(request, [*history, turn("user", fenced(text))], "", settings)) as updates:
             async for update in updates:
                 yield update
 
-    async def edit(event: gr.EditData, history: list[Turn], *settings: *Settings) -> Updates:
+    async def edit(
+        event: gr.EditData, request: gr.Request, history: list[Turn], *settings: *Settings
+    ) -> Updates:
         asked = [*history[: _index(event)], turn("user", fenced(event.value))]
-        async with aclosing(answer(asked, None, settings)) as updates:
+        async with aclosing(answer(request, asked, None, settings)) as updates:
             async for update in updates:
                 yield update
 
-    async def retry(event: gr.RetryData, history: list[Turn], *settings: *Settings) -> Updates:
-        async with aclosing(answer(history[: _index(event) + 1], None, settings)) as updates:
+    async def retry(
+        event: gr.RetryData, request: gr.Request, history: list[Turn], *settings: *Settings
+    ) -> Updates:
+        async with aclosing(answer(request, history[: _index(event) + 1], None, settings)) as updates:
             async for update in updates:
                 yield update
 

@@ -13,6 +13,7 @@ import gradio as gr
 
 from ui import status
 from ui.chat import UPDATE_SECONDS
+from ui.gate import KEY_HEADER
 from ui.presets import controls
 from ui.server import AnswerError, Options, Progress, Server
 
@@ -112,7 +113,7 @@ def build(server: Server) -> list[gr.Component]:
     """Place the pane in the current Blocks; gives what `opened` updates."""
 
     async def fill(
-        code: str | None, max_tokens: int, temperature: float, top_p: float
+        request: gr.Request, code: str | None, max_tokens: int, temperature: float, top_p: float
     ) -> AsyncGenerator[tuple[Any, ...]]:
         """Stream into the marked place; a failure leaves the editor as it was."""
         before = Verbatim(code or "")
@@ -135,7 +136,9 @@ def build(server: Server) -> list[gr.Component]:
         yield gr.skip(), before, *busy(), status.line("Waiting for the model…")
         shown = 0.0
         try:
-            async with aclosing(server.complete(prefix, suffix, options)) as stream:
+            async with aclosing(
+                server.complete(prefix, suffix, options, key=request.headers.get(KEY_HEADER))
+            ) as stream:
                 async for progress in stream:
                     if progress.text and time.monotonic() - shown >= UPDATE_SECONDS:
                         # Cleared once only: an update on its way must not wipe out "Stopped."

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 SESSION_SECONDS = 12 * 3600
 MAX_SESSIONS = 1000
 MAX_FORM_BYTES = 4096
+KEY_HEADER = "x-rrtf-page-key"  # from here to the page's handlers; never from outside
 
 # All that the page asks for, relative to its path. Gradio serves much more (uploads, files, a proxy, an API
 # description); what the page does not need is closed.
@@ -58,19 +59,21 @@ ICON = (
 class Gate:
     """ASGI middleware for `path` and what lies under it; every other request passes untouched.
 
-    Without `check_key` there is no sign-in. It is asked at the sign-in alone: the server reads its keys once,
-    when it starts, and sessions end with the server. So no key needs to be kept, and none is.
+    Without `exchange` there is no sign-in. It is asked at the sign-in alone: the server reads its keys once,
+    when it starts, and sessions end with the server. So no visitor's key needs to be kept, and none is. What
+    it gave for the key goes on to the page with each request of the session, in the header KEY_HEADER.
     """
 
     def __init__(
-        self, app: ASGIApp, *, path: str, check_key: Callable[[str], bool] | None, realm: str
+        self, app: ASGIApp, *, path: str, exchange: Callable[[str], str | None] | None, realm: str
     ) -> None:
         self._app = app
         self._path = path
-        self._check_key = check_key
+        self._exchange = exchange
         # Cookies do not know ports: two servers on one host must not sign each other out.
         self._cookie = f"rrtf-session-{hashlib.sha256(realm.encode()).hexdigest()[:8]}"
-        self._sessions: dict[str, float] = {}  # token -> monotonic time of expiry
+        # token -> monotonic time of expiry, and the key with which the page calls the API
+        self._sessions: dict[str, tuple[float, str]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -91,11 +94,12 @@ class Gate:
             return await send({"type": "websocket.close", "code": 1008})
         send = _with_policy(send)
         response: Response | None = None
-        if route == "/sign-in" and self._check_key is not None:
-            response = await self._sign_in(scope, receive)
-        elif route == "/sign-out" and self._check_key is not None:
+        key = self._key_of(scope)
+        if route == "/sign-in" and self._exchange is not None:
+            response = await self._sign_in(self._exchange, scope, receive)
+        elif route == "/sign-out" and self._exchange is not None:
             response = self._sign_out(scope)
-        elif not self._signed_in(scope):
+        elif key is None:
             if route in ("", "/") and scope["method"] in ("GET", "HEAD"):
                 response = RedirectResponse(f"{self._prefix(scope)}/sign-in", 303)
             else:
@@ -104,7 +108,7 @@ class Gate:
             response = _refusal(404, f"There is no {self._path}{route}.", "not_found")
         if response is not None:
             return await response(scope, receive, send)
-        return await self._app(scope, receive, send)
+        return await self._app({**scope, "headers": _with_key(scope["headers"], key)}, receive, send)
 
     def _prefix(self, scope: Scope) -> str:
         return str(scope.get("root_path", "")) + self._path
@@ -116,27 +120,32 @@ class Gate:
             return ""
         return morsel.value if morsel else ""
 
-    def _signed_in(self, scope: Scope) -> bool:
-        if self._check_key is None:
-            return True
-        return time.monotonic() < self._sessions.get(self._token(scope), 0.0)
+    def _key_of(self, scope: Scope) -> str | None:
+        """With which key the page calls the API for this visitor: "" where it asks for none, None for who is
+        not signed in."""
+        if self._exchange is None:
+            return ""
+        expires, key = self._sessions.get(self._token(scope), (0.0, ""))
+        return key if time.monotonic() < expires else None
 
-    async def _sign_in(self, scope: Scope, receive: Receive) -> Response:
-        assert self._check_key is not None
+    async def _sign_in(
+        self, exchange: Callable[[str], str | None], scope: Scope, receive: Receive
+    ) -> Response:
         if scope["method"] in ("GET", "HEAD"):
-            if self._signed_in(scope):
+            if self._key_of(scope) is not None:
                 return RedirectResponse(f"{self._prefix(scope)}/", 303)
             return _sign_in_page(f"{self._prefix(scope)}/sign-in", "", 200)
         if scope["method"] != "POST":
             return _refusal(405, "Sign in with POST.", "method_not_allowed")
-        key = await _form_key(receive)
-        if key is None or not self._check_key(key):
+        given = await _form_key(receive)
+        key = None if given is None else exchange(given)
+        if key is None:
             await asyncio.sleep(0.5)  # guessing is slow
             return _sign_in_page(f"{self._prefix(scope)}/sign-in", "This is not a key of this server.", 401)
         token = secrets.token_urlsafe(32)
         while len(self._sessions) >= MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
-        self._sessions[token] = time.monotonic() + SESSION_SECONDS
+        self._sessions[token] = time.monotonic() + SESSION_SECONDS, key
         response = RedirectResponse(f"{self._prefix(scope)}/", 303)
         response.set_cookie(
             self._cookie,
@@ -154,6 +163,13 @@ class Gate:
         response = RedirectResponse(f"{self._prefix(scope)}/sign-in", 303)
         response.delete_cookie(self._cookie, path=self._prefix(scope))
         return response
+
+
+def _with_key(headers: list[tuple[bytes, bytes]], key: str | None) -> list[tuple[bytes, bytes]]:
+    """The request's headers with the page's key in KEY_HEADER, whatever a client put there."""
+    name = KEY_HEADER.encode()
+    own = [(name, key.encode())] if key else []
+    return [header for header in headers if header[0].lower() != name] + own
 
 
 def _with_policy(send: Send) -> Send:

@@ -30,21 +30,21 @@ def mount(
     *,
     path: str = "/ui",
     base_url: str,
-    api_key: str | None,
-    check_key: Callable[[str], bool] | None,
+    exchange: Callable[[str], str | None] | None,
 ) -> FastAPI:
     """Serve the page under `path` of `app`, before `app` starts.
 
-    The page calls the API at `base_url` (ends in /v1) with `api_key`, None where the API asks for none. With
-    `check_key` a visitor first signs in with a key that it accepts; without it the page is open.
+    The page calls the API at `base_url` (ends in /v1). With `exchange` a visitor first signs in: for their
+    key it gives the one with which the page calls the API for them, None where theirs is none. Without it the
+    page is open and calls the API without a key.
     Call `app.state.close_page()` from the event loop when the server is told to stop.
 
     Raises ValueError on a path that is not of the form /name.
     """
     if not path.startswith("/") or path.endswith("/"):
         raise ValueError(f"path must look like /ui, not {path!r}")
-    server = Server(base_url, api_key)
-    blocks = build(server, path=path, keyed=check_key is not None)
+    server = Server(base_url)
+    blocks = build(server, path=path, keyed=exchange is not None)
     gr.mount_gradio_app(
         app,
         blocks,
@@ -61,7 +61,7 @@ def mount(
         head="".join(f"<script>{(HERE / name).read_text('utf-8')}</script>" for name in SCRIPTS),
     )
     _let_go(app, path, server)
-    app.add_middleware(Gate, path=path, check_key=check_key, realm=base_url)
+    app.add_middleware(Gate, path=path, exchange=exchange, realm=base_url)
     return app
 
 

@@ -41,15 +41,18 @@ class Progress:
 
 
 class Server:
-    """The API at `base_url` (it ends in /v1). One connection pool; made for one event loop."""
+    """The API at `base_url` (it ends in /v1). One connection pool; made for one event loop.
 
-    def __init__(self, base_url: str, api_key: str | None) -> None:
+    `key` in its methods: the API key with which they ask; None or "": none.
+    """
+
+    def __init__(self, base_url: str) -> None:
         self.base_url = base_url
         # The page sits beside its server: a proxy from the environment would only get in the way. No silent
         # retries: a busy server is said to be busy at once, and the user decides.
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
-            api_key=api_key or "none",
+            api_key="none",
             max_retries=0,
             http_client=openai.DefaultAsyncHttpxClient(timeout=TIMEOUT, trust_env=False),
         )
@@ -60,10 +63,10 @@ class Server:
         """Close the connections that are kept open for the next request."""
         await self._client.close()
 
-    async def card(self) -> dict[str, Any]:
+    async def card(self, *, key: str | None) -> dict[str, Any]:
         """The served model's record in GET /v1/models. Raises AnswerError."""
         try:
-            page = await self._client.models.list()
+            page = await self._as(key).models.list()
         except openai.OpenAIError as error:
             raise AnswerError(explain(error)) from error
         if not page.data:
@@ -74,7 +77,7 @@ class Server:
         return record
 
     async def chat(
-        self, messages: Iterable[ChatCompletionMessageParam], options: Options
+        self, messages: Iterable[ChatCompletionMessageParam], options: Options, *, key: str | None
     ) -> AsyncGenerator[Progress]:
         """Stream an answer. Closing the iterator closes the connection, which stops the engine.
 
@@ -82,8 +85,8 @@ class Server:
         """
         started = time.monotonic()
         try:
-            stream = await self._client.chat.completions.create(
-                model=self._model or (await self.card())["id"],
+            stream = await self._as(key).chat.completions.create(
+                model=self._model or (await self.card(key=key))["id"],
                 messages=list(messages),
                 max_tokens=options.max_tokens,
                 temperature=options.temperature,
@@ -97,15 +100,17 @@ class Server:
         except openai.OpenAIError as error:
             raise AnswerError(self._explained(error)) from error
 
-    async def complete(self, prompt: str, suffix: str | None, options: Options) -> AsyncGenerator[Progress]:
+    async def complete(
+        self, prompt: str, suffix: str | None, options: Options, *, key: str | None
+    ) -> AsyncGenerator[Progress]:
         """Stream what belongs after `prompt`, and before `suffix` where one is given; closes as `chat` does.
 
         Raises AnswerError.
         """
         started = time.monotonic()
         try:
-            stream = await self._client.completions.create(
-                model=self._model or (await self.card())["id"],
+            stream = await self._as(key).completions.create(
+                model=self._model or (await self.card(key=key))["id"],
                 prompt=prompt,
                 suffix=openai.omit if suffix is None else suffix,
                 # Small chat models end code as they would in a chat: with a fence, and prose after it.
@@ -121,6 +126,10 @@ class Server:
                     yield progress
         except openai.OpenAIError as error:
             raise AnswerError(self._explained(error)) from error
+
+    def _as(self, key: str | None) -> openai.AsyncOpenAI:
+        """A client with this key, on the same connections."""
+        return self._client.with_options(api_key=key) if key else self._client
 
     def _explained(self, error: openai.OpenAIError) -> str:
         if isinstance(error, openai.NotFoundError):

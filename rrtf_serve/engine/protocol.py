@@ -11,6 +11,7 @@ strings and special tokens belong to `models.tokens`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -142,3 +143,11 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model; idempotent. Nothing may be started afterwards."""
+
+
+class AdmittingEngine(Engine, Protocol):
+    """An engine whose capabilities have `admission`; its batches are AdmittingBatches."""
+
+    def score_pieces(self, prompt: tuple[int, ...], top: int) -> Iterator[list[TokenLogprob]]:
+        """The records of `score`, some at a time: between two pieces a batch may step, so that nobody who
+        decodes waits for the whole of a long prompt. Each piece raises as `score` does."""

@@ -5,9 +5,10 @@
     stream.cancel()                                # in a finally, for clients that went away
 
 Jobs run first come, first served. Where the engine admits rows into a running batch, each job joins it as
-soon as it fits beside what runs, and nobody passes a job that doesn't fit yet; a score runs between two
-steps, while the batch waits. Elsewhere jobs that wait behind the first one join its batch when their sampling
-is equal (or the engine takes mixed) and the engine can run them at once; nobody joins a batch that runs.
+soon as it fits beside what runs, and nobody passes a job that doesn't fit yet; one score at a time is made
+beside them, a piece between two steps. Elsewhere jobs that wait behind the first one join its batch when
+their sampling is equal (or the engine takes mixed) and the engine can run them at once; nobody joins a batch
+that runs.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from rrtf_serve.engine.protocol import (
     RowsFailed,
     TokenLogprob,
 )
+from rrtf_serve.engine.score import Score, engine_error
 from rrtf_serve.engine.stream import QueueFull, SchedulerClosed, Stream, call
 
 __all__ = ["QueueFull", "Scheduler", "SchedulerClosed", "Stream"]
@@ -54,17 +56,6 @@ class _Job:
         return self.stream.loop
 
 
-@dataclass(eq=False)
-class _Score:
-    prompt: tuple[int, ...]
-    top: int
-    answer: asyncio.Future[list[TokenLogprob]]
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        return self.answer.get_loop()
-
-
 class Scheduler:
     """Owns the thread that calls the engine; the caller closes the engine after `close`.
 
@@ -78,11 +69,12 @@ class Scheduler:
         self._max_queue = max_queue
         self._changed = threading.Condition()
         # Everything below is guarded by _changed.
-        self._queue: deque[_Job | _Score] = deque()
+        self._queue: deque[_Job | Score] = deque()
         self._closed = False
         self._batch: Batch | None = None
         self._jobs: list[_Job] = []  # of the running batch, and about to join it; not ended
         self._rows: dict[int, tuple[_Job, int]] = {}  # of the running batch, not ended: whose they are
+        self._scoring: Score | None = None  # under way
         self._job_seconds = 1.0  # from one job's end to the next one's lately, for Retry-After
         self._job_ended = 0.0  # when the last one did, or the thread was last idle; monotonic seconds
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
@@ -114,11 +106,10 @@ class Scheduler:
 
     async def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
         """Engine.score, in its turn. Raises QueueFull, SchedulerClosed, ValueError, EngineError."""
-        answer: asyncio.Future[list[TokenLogprob]] = asyncio.get_running_loop().create_future()
-        work = _Score(prompt, top, answer)
+        work = Score(prompt, top)
         self._put(work)
         try:
-            return await answer
+            return await work.answer
         finally:  # whoever asked may have gone: the place in the queue is free for others
             with self._changed:
                 if work in self._queue:
@@ -137,16 +128,17 @@ class Scheduler:
     def _abandon(self) -> None:
         with self._changed:
             waiting, running = list(self._queue), list(self._jobs)
+            scoring = [self._scoring] if self._scoring is not None else []
             self._queue.clear()
-        for work in [*running, *waiting]:
+        for work in [*running, *scoring, *waiting]:
             if isinstance(work, _Job):
                 call(work.loop, work.stream.cancel)
                 for row in range(len(work.requests)):
                     self._cancel(work, row)
             else:
-                call(work.loop, partial(_set_error, work.answer, SchedulerClosed()))
+                work.fail(SchedulerClosed())
 
-    def _put(self, work: _Job | _Score) -> None:
+    def _put(self, work: _Job | Score) -> None:
         with self._changed:
             if self._closed:
                 raise SchedulerClosed
@@ -169,22 +161,28 @@ class Scheduler:
     def _work(self) -> None:
         while True:
             with self._changed:
-                if not self._queue:
+                if not self._queue and self._scoring is None:
                     while not self._queue and not self._closed:
                         self._changed.wait()
                     self._job_ended = time.monotonic()
-                if not self._queue:
-                    return
-                work = self._take()
-            if isinstance(work, _Score):
-                self._score(work)
+                    if not self._queue:
+                        return
+                work = self._take() if self._queue and not self._score_waits() else None
+            if work is None:
+                self._score_on()
+            elif isinstance(work, Score):
+                self._begin_score(work)
             else:
                 self._run(work)
 
-    def _take(self) -> _Score | list[_Job]:
+    def _score_waits(self) -> bool:
+        """Whether the first in the queue is a score, and another one is under way."""
+        return self._scoring is not None and isinstance(self._queue[0], Score)
+
+    def _take(self) -> Score | list[_Job]:
         """The first in the queue, and those behind it that can only run at once with it by starting now."""
         first = self._queue.popleft()
-        if isinstance(first, _Score):
+        if isinstance(first, Score):
             return first
         jobs = [first]
         if not (first.alone or self._engine.capabilities.admission):
@@ -203,19 +201,17 @@ class Scheduler:
         self._jobs = list(jobs)
         return jobs
 
-    def _score(self, work: _Score) -> None:
-        if work.answer.done():
-            return
-        try:
-            answer = self._engine.score(work.prompt, work.top)
-        except (ValueError, EngineError) as error:
-            call(work.loop, partial(_set_error, work.answer, error))
-        except Exception as error:  # a fault in the engine must not end the thread that everyone waits on
-            log.exception("scoring failed")
-            call(work.loop, partial(_set_error, work.answer, _engine_error(error)))
-        else:
-            call(work.loop, partial(_set_answer, work.answer, answer))
-        self._note_end()
+    def _begin_score(self, work: Score) -> None:
+        with self._changed:
+            self._scoring = work
+        self._score_on()
+
+    def _score_on(self) -> None:
+        """The next piece of the score that is under way, if one is."""
+        if self._scoring is not None and not self._scoring.go_on(self._engine):
+            with self._changed:
+                self._scoring = None
+            self._note_end()
 
     def _run(self, jobs: list[_Job]) -> None:
         if all(len(job.cancelled) == len(job.requests) for job in jobs):
@@ -225,7 +221,7 @@ class Scheduler:
             batch = self._engine.start([request for job in jobs for request in job.requests])
         except ValueError as error:
             self._refused(jobs, error)
-        except Exception as error:  # as in _score
+        except Exception as error:  # as in Score.go_on
             self._failed(jobs, error)
         else:
             self._drive(jobs, batch)
@@ -242,6 +238,7 @@ class Scheduler:
         try:
             while True:
                 if admitting is not None:
+                    self._score_on()
                     self._admit(admitting)
                 try:
                     deltas = batch.step()
@@ -251,7 +248,7 @@ class Scheduler:
                 if not deltas:
                     break
                 self._deliver(deltas)
-        except Exception as failure:  # as in _score
+        except Exception as failure:  # as in Score.go_on
             outcome = failure
         finally:
             with self._changed:
@@ -260,7 +257,7 @@ class Scheduler:
                 left = list(self._jobs)
             try:
                 batch.close()
-            except Exception:  # as in _score
+            except Exception:  # as in Score.go_on
                 log.exception("the engine did not close its batch")
         if left:
             self._failed(left, outcome)
@@ -268,8 +265,8 @@ class Scheduler:
     def _admit(self, batch: AdmittingBatch) -> None:
         """Let those who wait first join the running batch, as long as they fit beside what runs."""
         while work := self._take_next():
-            if isinstance(work, _Score):
-                self._score(work)
+            if isinstance(work, Score):
+                self._begin_score(work)
             elif len(work.cancelled) == len(work.requests):
                 self._forget([work])
             else:
@@ -280,10 +277,10 @@ class Scheduler:
                 else:
                     self._joined(work, first)
 
-    def _take_next(self) -> _Score | _Job | None:
+    def _take_next(self) -> Score | _Job | None:
         with self._changed:
             # A batch without rows is at its end; what waits begins the next one.
-            if not self._queue or not self._rows:
+            if not self._queue or not self._rows or self._score_waits():
                 return None
             work = self._queue[0]
             if isinstance(work, _Job):
@@ -367,27 +364,11 @@ class Scheduler:
         self._forget(jobs)
         if not isinstance(error, EngineError):
             log.error("the engine failed", exc_info=error)
-            error = _engine_error(error)
+            error = engine_error(error)
         for job in jobs:
             call(job.loop, partial(job.stream.fail, error))
-
-
-def _engine_error(error: Exception) -> EngineError:
-    wrapped = EngineError(f"the engine failed: {error}")
-    wrapped.__cause__ = error
-    return wrapped
 
 
 def _push_all(pushes: list[tuple[Stream, list[Delta]]]) -> None:
     for stream, deltas in pushes:
         stream.push(deltas)
-
-
-def _set_answer(answer: asyncio.Future[list[TokenLogprob]], value: list[TokenLogprob]) -> None:
-    if not answer.done():
-        answer.set_result(value)
-
-
-def _set_error(answer: asyncio.Future[list[TokenLogprob]], error: Exception) -> None:
-    if not answer.done():
-        answer.set_exception(error)

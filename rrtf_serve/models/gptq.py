@@ -32,11 +32,13 @@ FORMATS = {"gptq": 1, "gptq_v2": 0}  # checkpoint format -> what is added to a s
 
 @dataclass(frozen=True)
 class GptqSettings:
-    """How a folder was quantised. `group_size` in inputs, -1: all; `offset` is added to stored zeros."""
+    """How a folder was quantised. `group_size` in inputs, -1: all; `offset` is added to stored zeros;
+    `shuffled`: groups need not be consecutive (desc_act), so g_idx must be there."""
 
     bits: int
     group_size: int
     offset: int
+    shuffled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,19 +55,26 @@ def read_settings(folder: Path) -> GptqSettings:
     """From config.json or quantize_config.json. Raises ModelError, naming the key, on what is not read."""
     config = Record.read(folder / "config.json").record("quantization_config")
     record = config if config.values else Record.read(folder / "quantize_config.json")
-    bits = record.count("bits")
-    if bits not in BITS:
-        raise ModelError(f"{record.path}: bits is {bits}; read are {', '.join(map(str, BITS))}")
-    group_size = record.values.get("group_size", -1)
-    if type(group_size) is not int or (group_size < 1 and group_size != -1):
-        raise ModelError(f"{record.path}: group_size is {group_size!r}; it should be -1 or more than 0")
     method, kind = record.text("quant_method", "gptq"), _format(record)
     if method != "gptq" or kind not in FORMATS:
         raise ModelError(
             f"{record.path}: quantised by {method} in the format {kind}; "
             f"read are gptq in {', '.join(FORMATS)}"
         )
-    return GptqSettings(bits, group_size, FORMATS[kind])
+    bits = record.count("bits")
+    if bits not in BITS:
+        raise ModelError(f"{record.path}: bits is {bits}; read are {', '.join(map(str, BITS))}")
+    group_size = record.values.get("group_size", -1)
+    if type(group_size) is not int or (group_size < 1 and group_size != -1):
+        raise ModelError(f"{record.path}: group_size is {group_size!r}; it should be -1 or more than 0")
+    # gptqmodel's settings for some layers: those that leave a layer plain are seen from its tensors.
+    for pattern, changed in record.record("dynamic").values.items():
+        if isinstance(changed, dict) and {"bits", "group_size"} & changed.keys():
+            raise ModelError(
+                f"{record.path}: dynamic gives layers like {pattern!r:.100} other bits or groups; read are "
+                "folders quantised alike throughout"
+            )
+    return GptqSettings(bits, group_size, FORMATS[kind], record.flag("desc_act", False))
 
 
 def _format(record: Record) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from training.fit import fit
 from training.fit_options import (
     ATTENTIONS,
+    CHOOSING,
     FT_REDUCTIONS,
     LAYOUTS,
     METHODS,
@@ -63,6 +65,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--rank-weight", type=float, help=_help("rank_weight", "of L_rank; the paper: 1"))
     group.add_argument("--margin", type=float, help=_help("margin", "by which p_tea must exceed p_stu"))
+    group.add_argument("--beta", type=float, help=_help("beta", "DPO's"))
     group.add_argument("--lr", type=float, help="peak learning rate (default 2e-6, of adapters 1e-4)")
     group.add_argument("--epochs", type=int, help=_help("epochs", "the paper: 6"))
     group.add_argument("--batch", type=int, help=_help("batch", "tuples at a step; the paper: 512"))
@@ -87,6 +90,13 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, help=_help("threads", "of a CPU; 0: torch's choice"))
     group.add_argument("--checkpoint-every", type=int, help=_help("checkpoint_every", "steps"))
     group.add_argument("--keep", type=int, help=_help("keep", "checkpoints"))
+    group.add_argument(
+        "--validate",
+        metavar="SUITE",
+        help=f"keep the step with the best pass@1 in DIR/best: {', '.join(CHOOSING)}, or a file of problems",
+    )
+    group.add_argument("--validate-every", type=int, help="steps (default: at the end of each epoch)")
+    group.add_argument("--validate-tokens", type=int, help=_help("validate_tokens", "of an answer"))
 
 
 _DEFAULTS = {item.name: item.default for item in fields(FitOptions)}
@@ -102,12 +112,19 @@ def _run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     report = fit(FitOptions(**given))
     report["seconds"] = round(time.monotonic() - started, 1)
+    if int(os.environ.get("RANK", "0")):  # of several processes one reports
+        return 0
     if arguments.json:
         print(json.dumps(report))
     else:
         left = f", {report['too_long']} left out as too long" if report["too_long"] else ""
+        best = (
+            f"; best by {report['validated_by']} at step {report['best_step']}"
+            if "best_step" in report
+            else ""
+        )
         print(
             f"{report['folder']}: {report['model']} after {report['steps']} steps of {report['method']} on "
-            f"{report['tuples']} tuples{left}, {report['seconds']:.0f} s"
+            f"{report['tuples']} tuples{left}, {report['seconds']:.0f} s{best}"
         )
     return 0

@@ -7,6 +7,7 @@ again (see `shelf`).
 
 from __future__ import annotations
 
+import atexit
 import threading
 import weakref
 from collections import deque
@@ -26,6 +27,10 @@ PREFILL_TOKENS = 512
 # Prompt tokens read between two steps of rows that decode. A piece takes about as long as two steps (0.5B in
 # bfloat16, one thread: 277 ms against 140; pieces of 512 would take 911 and save a fifth per token).
 GAP_TOKENS = 128
+NOT_FINITE = (
+    "the model's output holds NaN or infinity; its weights are damaged, or too large for the type "
+    "it computes in: try --dtype bfloat16 or float32, or fetch or convert the model again"
+)
 # What a shorter pass counts for: it takes half as long as one over GAP_TOKENS, as it reads all weights too.
 _PASS_TOKENS = 64
 
@@ -37,6 +42,7 @@ class Loaded:
         self._parts: tuple[AnyDecoder, Shelf] | None = (decoder, shelf)
         self.lock = threading.Lock()  # held while the decoder or the shelf is used
         self.running: weakref.WeakSet[TorchBatch] = weakref.WeakSet()
+        atexit.register(self.drop)  # no pass may run while the interpreter goes
 
     def get(self) -> tuple[AnyDecoder, Shelf]:
         if self._parts is None:
@@ -49,10 +55,17 @@ class Loaded:
         return self._parts[1] if self._parts is not None else None
 
     def drop(self) -> None:
+        """Stop what runs, wait for the pass that is under way, and free the model. Idempotent."""
+        self.let_go()
+        with self.lock:
+            atexit.unregister(self.drop)
+
+    def let_go(self) -> None:
+        """As `drop`, without waiting: a pass that is under way ends with what it has. For the garbage
+        collector, in whose hands a lock could wait for its own thread."""
         for batch in list(self.running):
             batch.stop()
-        with self.lock:
-            self._parts = None
+        self._parts = None
 
 
 class TorchBatch:
@@ -67,6 +80,7 @@ class TorchBatch:
         self._reading: Row | None = None
         self._active: list[Row] = []
         self._gap = 0  # prompt tokens that may be read before the next decode step
+        self._failed: RowsFailed | None = None  # of the last pass, to be told of
         loaded.running.add(self)
 
     def admit(self, requests: list[Request]) -> int:
@@ -87,6 +101,9 @@ class TorchBatch:
     @torch.inference_mode()
     def step(self) -> list[Delta]:
         while True:
+            if self._failed is not None:
+                failed, self._failed = self._failed, None
+                raise failed
             deltas = self._let_go()
             if deltas or not self._rows:
                 return deltas
@@ -194,7 +211,14 @@ class TorchBatch:
     def _advance(self, rows: list[Row], logits: Tensor) -> list[Delta]:
         """Each row goes on by a token; those that end leave. logits: [R, V]."""
         try:
-            tokens = choose(logits, rows)
+            chosen = choose(logits, rows)
+            lost = [row for row, token in zip(rows, chosen, strict=True) if token is None]
+            if lost:
+                sound = [at for at, token in enumerate(chosen) if token is not None]
+                rows, logits = [rows[at] for at in sound], logits[sound]
+                with self._loaded.lock:
+                    self._failed = self._failure(lost, ArithmeticError(NOT_FINITE))
+            tokens = [token for token in chosen if token is not None]
             records = logprobs(logits, tokens, [row.sampling.logprobs for row in rows])
         except (RuntimeError, MemoryError) as error:
             with self._loaded.lock:

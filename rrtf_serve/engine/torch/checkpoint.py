@@ -7,6 +7,7 @@ kernels too; on a CPU they are dequantised here, for what the compiled kernels (
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from rrtf_serve.engine.torch import DTYPES, attention
-from rrtf_serve.engine.torch.tensors import Tensors
+from rrtf_serve.engine.torch.tensors import Tensors, check_finite, missing
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.gptq import (
     GptqSettings,
@@ -34,6 +36,24 @@ from rrtf_serve.models.source import Kind, detect_kind
 ARCHITECTURES = ("gpt_bigcode", "llama", "qwen2", "starcoder2")
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what transformers reports and torch warns of while a model is opened: what of it matters is
+    checked here and said in the user's words. And without a progress bar in a log file."""
+    reports: Any = transformers.utils.logging
+    before = reports.get_verbosity()
+    reports.set_verbosity_error()
+    if not sys.stderr.isatty():
+        reports.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(torch|transformers|huggingface_hub)(\.|$)")
+            yield
+    finally:
+        reports.set_verbosity(before)
+
+
+@quiet()  # torch built for CUDA warns where there is no driver
 def pick_device(device: str) -> torch.device:
     """Raises ValueError naming the flag where this machine has no such device."""
     if device not in {"auto", "cpu", "cuda"}:
@@ -58,6 +78,7 @@ def pick_dtype(dtype: str, stored: str, device: torch.device) -> torch.dtype:
     return found
 
 
+@quiet()
 def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
     """The model in evaluation mode on `device`.
 
@@ -80,12 +101,24 @@ def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
         if kind is Kind.GPTQ:
             model = _load_gptq(folder, device) if device.type == "cuda" else _load_dequantised(folder, wanted)
         elif kind is Kind.HF:
+            if config.record("quantization_config").values:
+                read_settings(folder)  # refuses it by its name: it is not GPTQ
             model = _load_plain(folder, device, wanted)
         else:
             raise ModelError(f"{folder}: a {kind} folder; the torch engine reads Hugging Face folders")
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise too_large(folder, device, wanted) from error
-    except (OSError, ValueError, KeyError, AssertionError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        AssertionError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:  # a configuration with other types or numbers than any model has
         raise ModelError(f"{folder}: can't be loaded ({error})") from error
     except RuntimeError as error:
         if "alloc" in str(error):
@@ -97,43 +130,32 @@ def load(folder: Path, *, device: torch.device, dtype: str) -> Any:
 
 def _load_plain(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     causal: Any = transformers.AutoModelForCausalLM
-    with _quiet():
-        model, found = causal.from_pretrained(
-            folder,
-            dtype=dtype,
-            # Straight to the device: through the CPU's memory a model would have to fit there too.
-            device_map={"": device} if device.type == "cuda" else None,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            attn_implementation=attention.NAME,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+    model, found = causal.from_pretrained(
+        folder,
+        dtype=dtype,
+        # Straight to the device: through the CPU's memory a model would have to fit there too.
+        device_map={"": device} if device.type == "cuda" else None,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        attn_implementation=attention.NAME,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
     # transformers makes up at random what is missing or doesn't fit, and only warns.
-    missing = sorted(found["missing_keys"])
+    absent = sorted(found["missing_keys"])
+    if absent:
+        raise missing(folder, absent[0], len(absent) - 1)
     misshapen = sorted(name if isinstance(name, str) else name[0] for name in found["mismatched_keys"])
-    for names, what in ((missing, "missing"), (misshapen, "of another shape than config.json says")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ModelError(
-                f"{folder}: tensor {names[0]}{more} is {what}; the folder is incomplete, fetch it again"
-            )
+    if misshapen:
+        more = f" and {len(misshapen) - 1} more" if len(misshapen) > 1 else ""
+        raise ModelError(
+            f"{folder}: tensor {misshapen[0]}{more} is of another shape than config.json says; the folder is "
+            "incomplete, fetch it again"
+        )
+    for name, parameter in model.named_parameters():
+        check_finite(folder, name, parameter.detach())
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report on tensors, which are checked here, and without a bar in a log file."""
-    reports: Any = transformers.utils.logging
-    before = reports.get_verbosity()
-    reports.set_verbosity_error()
-    if not sys.stderr.isatty():
-        reports.disable_progress_bar()
-    try:
-        yield
-    finally:
-        reports.set_verbosity(before)
 
 
 def _load_dequantised(folder: Path, dtype: torch.dtype) -> Any:
@@ -141,11 +163,14 @@ def _load_dequantised(folder: Path, dtype: torch.dtype) -> Any:
     needed, and in float32 nothing is rounded, but the weights take their full size."""
     settings = read_settings(folder)
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    del config.quantization_config
+    config.quantization_config = None  # it may stand in quantize_config.json alone
     causal: Any = transformers.AutoModelForCausalLM
-    model = causal.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
     tensors = Tensors(folder)
     try:
+        # An output matrix that is stored counts, whatever the configuration says: as transformers has it.
+        if "lm_head.weight" in tensors or "lm_head.qweight" in tensors:
+            config.tie_word_embeddings = False
+        model = causal.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
         # A tied output matrix is named once, as the embedding.
         for name, target in model.named_parameters():
             base, shape = name.removesuffix(".weight"), tuple(target.shape)

@@ -24,18 +24,22 @@ GREEDY_BELOW = 1e-4
 _NUCLEUS = 256  # tokens that top_p looks at first; where they don't hold enough, four times as many
 
 
-def choose(logits: Tensor, rows: Sequence[Row]) -> list[int]:
-    """One token per row. logits: float32 [R, V]; unchanged."""
+def choose(logits: Tensor, rows: Sequence[Row]) -> list[int | None]:
+    """One token per row; None where there is none to choose, as the row's logits hold NaN or infinity.
+
+    logits: float32 [R, V]; unchanged.
+    """
     adjusted = _adjusted(logits, rows)
     drawn = [at for at, row in enumerate(rows) if not is_greedy(row, logits.shape[1])]
-    if not drawn:
-        return _numbers(adjusted.argmax(dim=-1))
-    some = _draw(adjusted[drawn], [rows[at] for at in drawn])
-    if len(drawn) == len(rows):
-        return _numbers(some)
-    tokens = adjusted.argmax(dim=-1)
-    tokens[drawn] = some
-    return _numbers(tokens)
+    found: list[int | None] = [None] * len(rows)
+    if len(drawn) < len(rows):
+        best = adjusted.max(dim=-1)  # NaN is the best of all
+        found = _sound(best.indices, best.values)
+    if drawn:
+        some = _draw(adjusted[drawn], [rows[at] for at in drawn])
+        for at, token in zip(drawn, _sound(*some), strict=True):
+            found[at] = token
+    return found
 
 
 def is_greedy(row: Row, vocabulary: int) -> bool:
@@ -45,9 +49,10 @@ def is_greedy(row: Row, vocabulary: int) -> bool:
     return row.generator is None or sampling.temperature < GREEDY_BELOW or best_alone
 
 
-def _numbers(tokens: Tensor) -> list[int]:
-    found: list[int] = tokens.tolist()
-    return found
+def _sound(tokens: Tensor, witnesses: Tensor) -> list[int | None]:
+    """The tokens whose witness is a finite number, None for the others. Both: [R]."""
+    pairs = zip(tokens.tolist(), witnesses.isfinite().tolist(), strict=True)
+    return [token if sound else None for token, sound in pairs]
 
 
 def _adjusted(logits: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -90,8 +95,8 @@ def _adjust(logits: Tensor, row: Row) -> None:
         logits[torch.tensor(sorted(row.end_ids), device=device)] = float("-inf")
 
 
-def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    """logits: [R, V] -> tokens [R]."""
+def _draw(logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """logits: [R, V] -> tokens [R], and the sum of each row's shares [R], NaN where logits are."""
     vocabulary = logits.shape[1]
     options = [row.sampling for row in rows]
     scores = logits / _column([option.temperature for option in options], logits)
@@ -118,7 +123,7 @@ def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     found = torch.searchsorted(sums, target, right=True).squeeze(1)
     # The product may round up to the whole sum: then it is the last token that has a share in it.
     last = torch.searchsorted(sums, sums[:, -1:].contiguous()).squeeze(1)
-    return torch.minimum(found, last)
+    return torch.minimum(found, last), sums[:, -1]
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:

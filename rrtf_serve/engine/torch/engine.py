@@ -14,7 +14,9 @@ Not covered yet: compiled or captured steps on CUDA.
 from __future__ import annotations
 
 import logging
+import math
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ from rrtf_serve.engine.checks import check_ids
 from rrtf_serve.engine.cores import available_cores
 from rrtf_serve.engine.protocol import Capabilities, EngineError, Request, TokenLogprob
 from rrtf_serve.engine.torch import DTYPES, OUTPUT_BITS
-from rrtf_serve.engine.torch.batch import PREFILL_TOKENS, Loaded, TorchBatch
+from rrtf_serve.engine.torch.batch import GAP_TOKENS, NOT_FINITE, Loaded, TorchBatch
 from rrtf_serve.engine.torch.checkpoint import pick_device
 from rrtf_serve.engine.torch.choice import logprobs
 from rrtf_serve.engine.torch.opening import open_decoder
@@ -107,7 +109,7 @@ class TorchEngine:
         }
         # Every row of a full batch has a slot, and as many are left to keep.
         self._loaded = Loaded(decoder, Shelf(slots, max_kept=kept, max_slots=2 * max_batch + 8))
-        self._exit = weakref.finalize(self, self._loaded.drop)
+        weakref.finalize(self, self._loaded.let_go).atexit = False
         self._capabilities = Capabilities(
             max_context=context_length,
             max_batch=max_batch,
@@ -142,33 +144,39 @@ class TorchEngine:
         batch.admit(requests)
         return batch
 
-    @torch.inference_mode()
     def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
         """See Engine.score. Raises ValueError on a prompt longer than the context."""
+        return [record for piece in self.score_pieces(prompt, top) for record in piece]
+
+    def score_pieces(self, prompt: tuple[int, ...], top: int) -> Iterator[list[TokenLogprob]]:
+        """See AdmittingEngine.score_pieces."""
         check_ids(prompt, self._vocabulary)
         longest = self._capabilities.max_scored_tokens
         if len(prompt) > longest:
             raise ValueError(f"the prompt has {len(prompt)} tokens; at most {longest} can be scored")
         if not 0 <= top <= self._capabilities.max_logprobs:
             raise ValueError(f"top is {top}; it must be from 0 to {self._capabilities.max_logprobs}")
-        records: list[TokenLogprob] = []
-        try:
-            with self._loaded.lock:
-                decoder, shelf = self._loaded.get()
-                slots = decoder.new_slots(shelf.slots.dtype)
-                for start in range(0, len(prompt) - 1, PREFILL_TOKENS):
-                    piece = list(prompt[start : min(start + PREFILL_TOKENS, len(prompt) - 1)])
-                    for logits in decoder.logits_of(piece, slots, start):
-                        following = prompt[len(records) + 1 :][: len(logits)]
+        decoder, shelf = self._loaded.get()
+        slots = decoder.new_slots(shelf.slots.dtype)
+        del decoder, shelf  # whoever has this generator must not keep the model beyond `close`
+        for start in range(0, len(prompt) - 1, GAP_TOKENS):
+            piece = list(prompt[start : min(start + GAP_TOKENS, len(prompt) - 1)])
+            records: list[TokenLogprob] = []
+            try:
+                with self._loaded.lock, torch.inference_mode():
+                    for logits in self._loaded.get()[0].logits_of(piece, slots, start):
+                        following = prompt[start + len(records) + 1 :][: len(logits)]
                         found = logprobs(logits, following, [top] * len(following))
                         records += [record for record in found if record is not None]
-        except (RuntimeError, MemoryError) as error:
-            raise EngineError(f"scoring failed: {error}") from error
-        return records
+            except (RuntimeError, MemoryError) as error:
+                raise EngineError(f"scoring failed: {error}") from error
+            if not all(math.isfinite(record.logprob) for record in records):
+                raise EngineError(f"scoring failed: {NOT_FINITE}")
+            yield records
 
     def close(self) -> None:
         """Stop what runs and free the model. Idempotent."""
-        self._exit()
+        self._loaded.drop()
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rrtf_serve.engine.torch.checkpoint import load, pick_dtype, too_large
+from rrtf_serve.engine.torch.checkpoint import load, pick_dtype, quiet, too_large
 from rrtf_serve.engine.torch.decoder import Decoder
 from rrtf_serve.engine.torch.native.checkpoint import FAMILIES, NotNativeError
 from rrtf_serve.engine.torch.native.decoder import NativeDecoder
@@ -44,6 +45,7 @@ class AnyDecoder(Protocol):
     def logits_of(self, tokens: list[int], slots: Slots, start: int) -> Iterator[Tensor]: ...
 
 
+@quiet()
 def open_decoder(
     folder: Path, *, context_length: int, device: torch.device, dtype: str, output_bits: int | None
 ) -> AnyDecoder:
@@ -85,6 +87,7 @@ def open_decoder(
             LookupError,
             ArithmeticError,
             SafetensorError,
+            StrictDataclassError,
         ) as error:  # a configuration with other types or numbers than any model has
             raise ModelError(f"{folder}: can't be loaded ({error})") from error
     if output_bits not in (None, 16):

@@ -176,6 +176,7 @@ class _Reader:
         for index in range(config.num_hidden_layers):
             layers[index] = self._layer(index)
         table = self._tensors.get(names.table)
+        let_go(table)  # it was read to be checked
         vocabulary = len(table)
         if table.shape != (vocabulary, self._hidden):
             raise ModelError(

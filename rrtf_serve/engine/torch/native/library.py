@@ -2,7 +2,8 @@
 
 One plain C++ file and no library but OpenMP, so a build takes seconds; the file that comes out lies in the
 store's home under kernels/, named by a digest of the source, CXX and the processor, and needs no compiler any
-more. torch must be imported before it is loaded: both then share torch's OpenMP runtime and its threads.
+more. One that others can have written is not loaded. torch must be imported before it is loaded: both then
+share torch's OpenMP runtime and its threads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -41,7 +43,7 @@ def load() -> ctypes.CDLL:
     """The library, built where it is not there yet. Raises KernelError."""
     path = default_home() / "kernels" / f"{_digest()}.so"
     try:
-        if not path.is_file():
+        if not (_is_own_folder(path.parent) and _is_own(path)):
             compiler = find_compiler()
             if compiler is None:
                 raise KernelError("no C++ compiler found: install g++, or name one in CXX")
@@ -54,6 +56,27 @@ def load() -> ctypes.CDLL:
             f"{path}: can't be built or loaded ({error}); delete it to build it again"
         ) from error
     return library
+
+
+def _is_own_folder(folder: Path) -> bool:
+    """Whether it is there. Raises KernelError where others may put files into it."""
+    if not folder.exists():
+        return False
+    if not _is_own(folder):
+        raise KernelError(
+            f"{folder}: belongs to another user, or others may write into it, and what lies there is run; "
+            "make it yours alone (chown, chmod go-w), or delete it, or set RRTF_HOME to a folder of your own"
+        )
+    return True
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is there and only this user (and root) can have written it."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def find_compiler() -> str | None:
@@ -94,4 +117,5 @@ def _build(compiler: list[str], path: Path) -> None:
             raise KernelError(f"{' '.join(command)} failed:\n{error.stderr[-2000:]}") from error
         except (OSError, subprocess.SubprocessError) as error:
             raise KernelError(f"{' '.join(command)}: {error}") from error
+        built.chmod(0o700)  # whatever the umask lets others do
         built.rename(path)
