@@ -173,7 +173,7 @@ CALLS = ("f(0)", "f(1)", "f(2)")
 
 def test_what_a_majority_returns_is_expected_and_those_that_return_all_of_it_agree() -> None:
     rows = _rows("123", "123", "123", "124", ("9", "9", None), (None, None, None))
-    agreed = agree(CALLS, rows, Rule())
+    agreed = agree(CALLS, rows, Rule(majority=0.6))
     # f(2) has 3 of 5 voters: exactly the majority of 0.6; the last one returned nothing and has no vote.
     assert agreed.expected == {"f(0)": "1", "f(1)": "2", "f(2)": "3"}
     assert agreed.agreeing == (0, 1, 2)
@@ -192,13 +192,13 @@ def test_what_a_majority_returns_is_expected_and_those_that_return_all_of_it_agr
 )
 def test_disagreement_has_a_reason(rows: dict[int, list[Outcome]], reason: str) -> None:
     with pytest.raises(Disagreement) as error:
-        agree(CALLS, rows, Rule())
+        agree(CALLS, rows, Rule(majority=0.6))
     assert error.value.reason == reason
 
 
 def test_programmes_that_fail_the_tasks_own_examples_do_not_count() -> None:
     rows = _rows("123", "123", "143", "143", "923", "943", "943", "943")
-    few = Rule(least_programmes=3, least_agreeing=2)
+    few = Rule(least_programmes=3, least_agreeing=2, majority=0.6)
     assert agree(CALLS, rows, few, {"f(1)": "2"}).agreeing == (0, 1)
     with pytest.raises(Disagreement, match="fail the task's examples: 5 of 8"):
         agree(CALLS, rows, Rule(), {"f(1)": "2"})

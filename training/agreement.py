@@ -36,7 +36,7 @@ class Rule:
     """When tests are kept. Counts are of distinct programmes. Raises ValueError naming the flag."""
 
     least_programmes: int = 4  # that return a value for at least one call
-    majority: float = 0.6  # share of them that must return the expected value of a call
+    majority: float = 0.75  # share of them that must return the expected value of a call
     least_agreeing: int = 3  # that return the expected value of every kept call
     least_tests: int = 3
     most_tests: int = 12
