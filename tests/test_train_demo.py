@@ -36,13 +36,13 @@ def test_the_whole_road_in_small(tmp_path: Path, smollm2_source: Source, qwen_so
         pytest.skip(f"no sandbox here: {error}")
     assert smollm2_source.path.exists() and qwen_source.path.exists()  # the student and the teacher
     folder = tmp_path / "demo"
-    report = json.loads(
-        run(
-            "training.cli", "run", "training/demo/run.toml", "-o", str(folder), "--set", "limit=4", "--set",
-            "source.student.k=2", "--set", "source.student.max_tokens=96", "--set", "source.big.max_tokens=96",
-            "--set", "fit.epochs=1", "--set", "fit.batch=2", "--json",
-        )
+    smaller = (
+        "limit=4", "source.student.k=2", "source.student.max_tokens=96", "source.big.max_tokens=96",
+        "fit.epochs=1", "fit.batch=2",
     )  # fmt: skip
+    settings = [word for setting in smaller for word in ("--set", setting)]
+    told = run("training.cli", "run", "training/demo/run.toml", "-o", str(folder), *settings, "--json")
+    report = json.loads(told)
     assert report["rank"]["tuples"] == 4  # the reference solutions pass
     assert report["fit"]["steps"] == 2
     lines = (folder / "fit" / "log.jsonl").read_text().splitlines()
