@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 _FREE = ("output", "threads", "checkpoint_every", "keep", "device")
 
 # What a run leaves that another run could take for its own.
-_RESULTS = ("checkpoints", "last", "best", "validation.jsonl")
+_RESULTS = ("checkpoints", "last", "best", "validation")
 
 
 @dataclass(frozen=True)
