@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,9 +104,13 @@ def test_values_come_out_of_the_sandbox_as_literals(
         "    if x == 4: return random.random()\n"
         "    if x == 5: return hash('text')\n"
         "    if x == 6: return float('nan')\n"
+        "    if x == 8:\n"
+        "        x = []\n"
+        "        x.append(x)\n"
+        "        return x\n"
         "    return [x, x]\n"
     )
-    calls = tuple(f"f({x})" for x in range(8))
+    calls = tuple(f"f({x})" for x in range(9))
     trials = [Trial(programme, "f", calls), Trial("def f(x): return", "f", calls)]
     found, none = outcomes(trials, sandboxes, tmp_path / "outcomes.jsonl")
     assert found[0].literal == "{'a': (1.5, None, b'x'), 'b': {1, 2, 3}}"
@@ -114,6 +119,7 @@ def test_values_come_out_of_the_sandbox_as_literals(
     assert "more than" in found[3].error
     assert found[4].error == found[5].error == "another value when run again"
     assert found[7].literal == "[7, 7]"
+    assert found[8].literal is None
     assert {each.literal for each in none} == {"None"}
     # What is known is not run again: a closed sandbox would refuse.
     closed = Sandbox(workers=1)
@@ -136,6 +142,9 @@ def test_equal_values_are_spelled_alike() -> None:
     assert spelled({"b": [{2, 1}], "a": ()}) == "{'a': (), 'b': [{1, 2}]}"
     assert spelled((1,)) == "(1,)"
     assert spelled(set()) == "set()"
+    for value in (math.inf, [math.nan], [...], {"a": frozenset()}, object()):
+        with pytest.raises(ValueError, match="has no literal"):
+            spelled(value)
 
 
 @pytest.mark.parametrize(

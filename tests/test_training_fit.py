@@ -262,11 +262,11 @@ def test_every_method_trains_on_the_same_tuples(
     long = replace(long, candidates=(good, replace(bad, text="a" * 200)))
     write_tuples(options.tuples, [*(text_tuple(number) for number in range(4)), long])
     options = replace(options, max_tokens=100)
-    used = {
-        method: [item.name for item in prepare(replace(options, method=method)).items]
+    used = [
+        [item.name for item in prepare(replace(options, method=method)).items]
         for method in ("rrtf", "sft", "rank", "rrhf", "dpo")
-    }
-    assert all(names == [f"made/T/{number}" for number in range(4)] for names in used.values())
+    ]
+    assert used == [[f"made/T/{number}" for number in range(4)]] * 5
     assert "1 tuples are longer than --max-tokens 100 and are left out: made/T/5" in caplog.text
 
 
@@ -310,11 +310,61 @@ def test_config_json_names_what_was_used(options: FitOptions) -> None:
      ({"batch": 0}, "--batch must be at least 1"), ({"keep": 0}, "--keep must be at least 1"),
      ({"warmup": 1.0}, "--warmup must be"), ({"clip": float("nan")}, "--clip must be above 0"),
      ({"lora_rank": 0}, "--lora-rank must be at least 1"), ({"tune": "half"}, "--tune half: must be one of"),
+     ({"beta": -0.1}, "--beta must be above 0"), ({"beta": float("nan")}, "--beta must be above 0"),
      ({"attention": "flash_attention_2", "layout": "shared"}, "use --layout separate")],
 )  # fmt: skip
 def test_wrong_options_are_named(options: FitOptions, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(options, **changes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_here_is_named(options: FitOptions) -> None:
+    with pytest.raises(ModelError, match="--device cuda: torch finds no CUDA device"):
+        fit(replace(options, device="cuda"))
+
+
+def test_a_launchers_accumulation_changes_no_gradient(
+    options: FitOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = gradients(options)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    launched = gradients(options)
+    assert all(torch.equal(plain[name], launched[name]) for name in plain)
+
+
+def test_out_of_memory_says_what_to_lower(options: FitOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(*_: object) -> torch.Tensor:
+        return torch.empty(2**50)  # the allocator's own error, which is a bare RuntimeError on a CPU
+
+    monkeypatch.setattr("training.loop.score_rows", too_much)
+    with pytest.raises(ModelError, match=r"out of memory: lower --micro-tokens \(now 2048\)"):
+        fit(options)
+
+
+def test_a_weight_of_another_shape_is_refused(options: FitOptions, model: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(model, tmp_path / "broken")
+    state = load_file(broken / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(state | {name: state[name][:10].clone()}, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"its weights are not of the shapes that its config\.json names"):
+        fit(replace(options, model=str(broken)))
+
+
+def test_what_left_nothing_to_go_on_from_may_be_started_anew_with_other_settings(
+    options: FitOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="out of memory"):
+        patch.setattr("training.loop.score_rows", stopped)
+        fit(options)
+    options = replace(options, micro_tokens=64)  # as the message advises
+    assert fit(options)["steps_now"] == 6
+    assert json.loads((options.output / "config.json").read_text())["micro_tokens"] == 64
+    with pytest.raises(ValueError, match="--micro-tokens 64 there, 32 here"):
+        fit(replace(options, micro_tokens=32))
 
 
 def test_qlora_without_cuda_says_what_to_take(options: FitOptions) -> None:

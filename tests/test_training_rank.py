@@ -167,6 +167,25 @@ def test_a_students_answer_is_chosen_where_the_teachers_fail(tmp_path: Path) -> 
     assert pair_of(found["double"])[:2] == ("small-double-0", "small-double-1")
 
 
+def test_of_equal_answers_the_teachers_is_chosen_whoever_may_be(tmp_path: Path) -> None:
+    """The paper ranks a teacher's answer above a student's of the same level."""
+    folder = make(tmp_path, {"small": {"double": [A, A, A]}, "big": {"double": [A]}})
+    for seed in range(8):
+        found, _ = ranked(folder, chosen_from="all", seed=seed)
+        assert pair_of(found["double"])[::2] == ("big-double-0", 0.05)
+
+
+def test_samples_without_verdicts_are_not_passed_over(tmp_path: Path) -> None:
+    folder = make(tmp_path, {"big": {"double": [A]}, "small": {"double": [C]}})
+    judged = judged_path(folder, "small").read_bytes()
+    drawn = folder / "samples" / "small.jsonl"
+    drawn.write_bytes(judged)
+    ranked(folder)
+    drawn.write_bytes(judged * 3)
+    with pytest.raises(ValueError, match=r"small\.jsonl: lacks 2 of the samples; `rrtf-train judge` comes"):
+        ranked(folder)
+
+
 def test_a_second_round_takes_the_sources_that_it_names(tmp_path: Path) -> None:
     answers: Answers = {
         name: {"double": [status]} for name, status in (("big", A), ("small", C), ("small-2", P))

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 # Settings that may change when a run goes on: they decide where and how often, not what.
 _FREE = ("output", "threads", "checkpoint_every", "keep", "device")
 
+# What a run leaves that another run could take for its own.
+_RESULTS = ("checkpoints", "last", "best", "validation")
+
 
 @dataclass(frozen=True)
 class Student:
@@ -156,9 +159,10 @@ def resolve(options: FitOptions, work: Work) -> dict[str, Any]:
 
 
 def keep_config(path: Path, resolved: dict[str, Any]) -> None:
-    """Write the configuration, or hold it against the one that is there. Raises ValueError with the
-    difference."""
-    if path.is_file():
+    """Write the configuration, or hold it against the one that is there, where there is something to go on
+    from. Raises ValueError with the difference."""
+    begun = any(path.with_name(name).exists() for name in _RESULTS)
+    if begun and path.is_file():
         try:
             before = json.loads(path.read_text("utf-8"))
         except ValueError as error:

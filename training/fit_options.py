@@ -112,6 +112,8 @@ class FitOptions:
             raise ValueError(f"--warmup must be from 0 to below 1, not {self.warmup}")
         if not 0 <= self.weight_decay < 1:
             raise ValueError(f"--weight-decay must be from 0 to below 1, not {self.weight_decay}")
+        if not 0 < self.beta < float("inf"):
+            raise ValueError(f"--beta must be above 0, not {self.beta}")
         if not self.clip > 0:
             raise ValueError(f"--clip must be above 0, not {self.clip}")
         if self.attention == "flash_attention_2" and self.layout == "shared":

@@ -17,6 +17,7 @@ import accelerate  # type: ignore[import-untyped]  # ships no type information
 import torch
 from torch import Tensor
 
+from rrtf_serve.engine.torch.batch import is_out_of_memory
 from rrtf_serve.models.errors import ModelError
 from training import checkpoint
 from training.adapters import check_tuning
@@ -134,10 +135,20 @@ class Trainer:
         mixed = "bf16" if options.precision == "bf16" else "no"
         # Without a GPU processes find each other only where the CPU is asked for.
         cpu = options.device == "cpu" or not torch.cuda.is_available()
-        self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=cpu)
+        if options.device == "cuda" and cpu:
+            raise ModelError(
+                "--device cuda: torch finds no CUDA device on this machine, or is a CPU build; take cpu"
+            )
+        self.accelerator = accelerate.Accelerator(
+            mixed_precision=mixed,
+            cpu=cpu,
+            # Given, because a launcher's own setting would divide each gradient once more.
+            gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(num_steps=1),
+        )
         deepspeed = self.accelerator.state.deepspeed_plugin
         if deepspeed is not None:  # which asks for a batch size, though the loop makes its own batches
             deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
+            deepspeed.deepspeed_config["gradient_accumulation_steps"] = 1
             deepspeed.deepspeed_config["gradient_clipping"] = options.clip
         check_tuning(options.tune, self.accelerator.device)
         torch.manual_seed(options.seed)  # adapters begin at random
@@ -291,8 +302,11 @@ def _told_what_to_change(options: FitOptions) -> Iterator[None]:
     """Out of memory, in words."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ModelError(
-            f"out of memory: lower --micro-tokens (now {options.micro_tokens}), add "
-            f"--gradient-checkpointing, or take --tune lora ({error})"
+            f"out of memory: lower --micro-tokens (now {options.micro_tokens}) or, where single tuples are "
+            f"longer, --max-tokens (now {options.max_tokens}); add --gradient-checkpointing, or take --tune "
+            f"lora. Once there is a checkpoint, changed settings need another --output ({error})"
         ) from error

@@ -7,6 +7,7 @@ programme's; it is parsed, never evaluated. What is no literal of at most LONGES
 from __future__ import annotations
 
 import ast
+import cmath
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -137,15 +138,16 @@ def _outcome(test: TestResult) -> Outcome:
         return Outcome(None, f"a value of more than {LONGEST} characters")
     literal = text.removeprefix(_MARK).removesuffix(_END)
     try:
-        value = ast.literal_eval(literal)
+        text = spelled(ast.literal_eval(literal))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return Outcome(None, f"not plain data: {literal[:80]}")
-    return Outcome(spelled(value)) if len(literal) <= LONGEST else Outcome(None, "too long a value")
+    return Outcome(text) if len(literal) <= LONGEST else Outcome(None, "too long a value")
 
 
 def spelled(value: object) -> str:
     """`repr`, but for sets and dictionaries: their members in a fixed order, so that equal values are spelled
-    alike."""
+    alike. Raises ValueError on what no literal stands for, such as infinity, or the Ellipsis that `repr` puts
+    where a list holds itself."""
     match value:
         case set() if value:
             return "{" + ", ".join(sorted(map(spelled, value))) + "}"
@@ -155,5 +157,9 @@ def spelled(value: object) -> str:
             return "[" + ", ".join(map(spelled, value)) + "]"
         case tuple():
             return "(" + ", ".join(map(spelled, value)) + ("," if len(value) == 1 else "") + ")"
-        case _:
+        case None | bool() | int() | str() | bytes() | set():
             return repr(value)
+        case float() | complex() if cmath.isfinite(value):
+            return repr(value)
+        case _:
+            raise ValueError(f"{type(value).__name__} {value!r} has no literal")

@@ -22,7 +22,7 @@ from training.answers import DUPLICATE, SourceCounts, read_answers
 from training.judge import judged_path, read_dropped
 from training.problem_sets import ProblemSet
 from training.records import Candidate, Pair, Tuple, write_tuples
-from training.sample import SampleFile, read_index, write_json
+from training.sample import SampleFile, read_index, sample_path, write_json
 
 LEVELS = (Status.COMPILE_ERROR, Status.RUNTIME_ERROR, Status.PARTIAL, Status.ALL_PASS)
 TEACHER_PICKS = ("random", "shortest", "first")
@@ -143,8 +143,12 @@ def _chosen_files(files: tuple[SampleFile, ...], options: RankOptions, folder: P
         raise ValueError(f"--source {unknown[0]}: {folder} has samples of {', '.join(sorted(names))}")
     kept = [each for each in files if not options.sources or each.source in options.sources]
     for each in kept:
-        if not judged_path(folder, each.stem).is_file():
-            raise ValueError(f"{judged_path(folder, each.stem)}: not there; `rrtf-train judge` comes first")
+        judged, drawn = judged_path(folder, each.stem), sample_path(folder, each.stem)
+        if not judged.is_file():
+            raise ValueError(f"{judged}: not there; `rrtf-train judge` comes first")
+        waiting = _lines(drawn) - _lines(judged)
+        if waiting > 0:
+            raise ValueError(f"{judged}: lacks {waiting} of the samples; `rrtf-train judge` comes first")
     roles = {each.role for each in kept}
     if options.chosen_from != "all" and options.chosen_from not in roles:
         raise ValueError(
@@ -152,6 +156,14 @@ def _chosen_files(files: tuple[SampleFile, ...], options: RankOptions, folder: P
             "--chosen-from all"
         )
     return kept
+
+
+def _lines(path: Path) -> int:
+    """Whole ones; 0 where the file is not there."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(line.endswith(b"\n") for line in file)
 
 
 @dataclass
@@ -212,7 +224,7 @@ def _rank_one(
         above.sort(key=lambda each: (len(each.text), each.text))
     elif options.teacher_pick == "first":
         above.sort(key=candidates.index)
-    above.sort(key=lambda each: -each.score)
+    above.sort(key=lambda each: (-each.score, each.role != "teacher"))  # of equals the teacher's
     above = above[: options.teacher_answers]
     below = list(students if options.rejected_from == "student" else candidates)
     random.shuffle(below)

@@ -55,6 +55,12 @@ def load_model(
         )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ModelError(f"{student.folder}: can't be loaded for training ({error})") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):  # what transformers calls it
+            raise
+        raise ModelError(
+            f"{student.folder}: its weights are not of the shapes that its config.json names; fetch it again"
+        ) from error
     missing = sorted(found["missing_keys"])
     if missing:  # transformers makes them up at random and only warns
         raise ModelError(f"{student.folder}: tensor {missing[0]} is missing; the folder is incomplete")
