@@ -146,6 +146,9 @@ def cost(config: CostConfig, say: Say = lambda _: None) -> dict[str, Any]:
     sandbox.open().close()  # hours of training must not end in "no sandbox here"
     student = find_student(run.fit.model)  # fetched and converted here: no side pays for it
     keep_settings(config.output / "settings.json", _settings(config, run, problems.suite.digest))
+    if "grpo" in config.sides and read_json(_place(config, "grpo")) is None:
+        say("checking GRPO's prompts ...")
+        in_child("grpo-check", _told(config, "grpo", None))
     if config.minutes is None and config.steps is None:
         budget = "what the file says for RRTF, and the same wall time for GRPO"
     else:
@@ -190,7 +193,7 @@ def _settings(config: CostConfig, run: RunConfig, digest: str) -> dict[str, Any]
 
 def _side(config: CostConfig, side: str, threads: int, say: Say) -> dict[str, Any]:
     """Measured before, or now: from nothing, as half a side's time can't be added up."""
-    path = config.output / "sides" / f"{side}.json"
+    path = _place(config, side)
     kept = read_json(path)
     if kept is not None:
         say(f"{side}: measured before")
@@ -199,7 +202,7 @@ def _side(config: CostConfig, side: str, threads: int, say: Say) -> dict[str, An
         shutil.rmtree(old, ignore_errors=True)
     seconds = None if config.minutes is None else 60 * config.minutes
     if side == "grpo" and seconds is None and config.steps is None:
-        other = read_json(config.output / "sides" / "rrtf.json")
+        other = read_json(_place(config, "rrtf"))
         if other is None:
             raise ValueError("--sides grpo: its budget is RRTF's time; give --minutes or --steps, or do both")
         seconds = other["process"]["wall_s"]
@@ -207,10 +210,19 @@ def _side(config: CostConfig, side: str, threads: int, say: Say) -> dict[str, An
         f"{seconds / 60:.1f} minutes" if seconds else f"{config.steps} steps" if config.steps else "its end"
     )
     say(f"{side}: to {limit} ...")
-    settings = {
+    report = in_child(side, _told(config, side, seconds), threads)
+    report |= {"budget_s": seconds, "budget_steps": config.steps}
+    write_json(path, report)
+    return report
+
+
+def _place(config: CostConfig, side: str) -> Path:
+    return config.output / "sides" / f"{side}.json"
+
+
+def _told(config: CostConfig, side: str, seconds: float | None) -> dict[str, Any]:
+    """A child's settings."""
+    return {
         "file": str(config.file), "set": list(config.settings), "folder": str(config.output / side),
         "seconds": seconds, "steps": config.steps, "grpo": asdict(config.grpo),
     }  # fmt: skip
-    report = {**in_child(side, settings, threads), "budget_s": seconds, "budget_steps": config.steps}
-    write_json(path, report)
-    return report

@@ -26,6 +26,7 @@ from rrtf_serve.sandbox.limits import SandboxUnavailable
 WORKS = {
     "rrtf": ("benchmarks.cost_rrtf", "align"),
     "grpo": ("benchmarks.cost_grpo", "align"),
+    "grpo-check": ("benchmarks.cost_grpo", "check"),
     "steps": ("benchmarks.cost_steps", "time_steps"),
     "sampling": ("benchmarks.cost_sampling", "time_sampling"),
 }
@@ -70,7 +71,12 @@ def main(work: str) -> int:
     os.dup2(2, 1)
     settings = json.load(sys.stdin)
     module, name = WORKS[work]
-    do = getattr(import_module(module), name)
+    try:
+        do = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        needed = f"{work} needs {error.name}, which is not installed: pip install 'rrtf-serve[train]'"
+        json.dump({"error": needed, "kind": "ModelError"}, out)
+        return 1
     base, _ = resident_mb(os.getpid())
     began = time.perf_counter()
     try:

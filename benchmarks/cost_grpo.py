@@ -24,6 +24,7 @@ from tqdm import tqdm
 from benchmarks.cost_reward import SandboxReward
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.problems import gold
+from rrtf_serve.problems.problem import Problem
 from rrtf_serve.problems.prompts import Prompt, render
 from training.config import RunConfig, read_config
 from training.encoding import Encoder
@@ -47,11 +48,8 @@ def align(settings: dict[str, Any]) -> dict[str, Any]:
     student = find_student(options.model)
     with config.judge.open() as sandbox:
         golds = gold.measure(suite, sandbox)
-        prompts = {
-            task: render(problem, config.sample.format)
-            for task, problem in suite.problems.items()
-            if task not in golds or golds[task].passed
-        }
+        solvable = [each for task, each in suite.problems.items() if task not in golds or golds[task].passed]
+        prompts, too_long = _prompts(student, solvable, config, settings["grpo"]["max_tokens"])
         tokenizer = _tokenizer(student, prompts)
         reward = SandboxReward(
             suite.problems, prompts, golds, sandbox, config.rank, retries=config.judge.retries
@@ -82,6 +80,7 @@ def align(settings: dict[str, Any]) -> dict[str, Any]:
             "update": round(trained - loaded - generation.seconds - reward.seconds, 3),
         },
         "steps": trainer.state.global_step,
+        "too_long": too_long,
         "device": str(trainer.accelerator.device),
         "first_step": {name: history[0].get(name) for name in kept},
         "last_step": {name: history[-1].get(name) for name in kept},
@@ -96,6 +95,38 @@ def align(settings: dict[str, Any]) -> dict[str, Any]:
             "torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__,
         },
     }  # fmt: skip
+
+
+def check(settings: dict[str, Any]) -> dict[str, Any]:
+    """What can be refused before hours of work: `problems` that GRPO would be asked. settings as for `align`.
+
+    Raises ValueError, ModelError.
+    """
+    config = read_config(Path(settings["file"]), settings["set"], Path(settings["folder"]))
+    assert config.fit is not None  # the parent has refused a file without [fit]
+    student = find_student(config.fit.model)
+    problems = list(config.sample.load().problems.values())
+    prompts, too_long = _prompts(student, problems, config, settings["grpo"]["max_tokens"])
+    _tokenizer(student, prompts)
+    _check_number(prompts, settings)
+    return {"problems": len(prompts), "too_long": too_long}
+
+
+def _prompts(
+    student: Student, problems: list[Problem], config: RunConfig, max_tokens: int
+) -> tuple[dict[str, Prompt], list[str]]:
+    """By task, and the tasks whose prompt leaves the student's context no room for an answer."""
+    encoder = Encoder.load(student.folder, student.card)
+    prompts = {problem.task_id: render(problem, config.sample.format) for problem in problems}
+    room = student.card.context_length - max_tokens
+    too_long = [task for task, prompt in prompts.items() if len(encoder.prompt(prompt)) > room]
+    return {task: prompt for task, prompt in prompts.items() if task not in too_long}, too_long
+
+
+def _check_number(prompts: dict[str, Prompt], settings: dict[str, Any]) -> None:
+    asked = settings["grpo"]["prompts"]
+    if len(prompts) < asked:
+        raise ValueError(f"--grpo-prompts {asked}: there are only {len(prompts)} problems to take them from")
 
 
 class _Timed:
@@ -142,10 +173,9 @@ def _trainer(
 ) -> Any:  # fmt: skip
     options, grpo = config.fit, settings["grpo"]
     assert options is not None
+    _check_number(prompts, settings)
     rows = [{"prompt": _conversation(prompt), "task_id": task} for task, prompt in prompts.items()]
-    if len(rows) < grpo["prompts"]:
-        raise ValueError(f"--grpo-prompts {grpo['prompts']}: there are only {len(rows)} problems")
-    arguments = trl.GRPOConfig(
+    arguments = trl.GRPOConfig(  # type: ignore[attr-defined]  # trl makes its names when they are asked for
         output_dir=str(Path(settings["folder"]) / "trl"),
         per_device_train_batch_size=grpo["rows"],
         gradient_accumulation_steps=grpo["prompts"] * grpo["generations"] // grpo["rows"],
@@ -168,7 +198,7 @@ def _trainer(
         report_to="none",
         disable_tqdm=True,
     )
-    return trl.GRPOTrainer(
+    return trl.GRPOTrainer(  # type: ignore[attr-defined]
         model=model,
         reward_funcs=reward,
         args=arguments,

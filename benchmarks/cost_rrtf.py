@@ -80,7 +80,7 @@ def _fit(config: RunConfig, model: Path, seconds: float | None, steps: int | Non
         log.append(trainer.step(step))
         if seconds is not None and time.monotonic() - began >= seconds:
             break
-    trainer.write(model, work, resolve(options, work))
+    trainer.write(model, resolve(options, work))
     device = str(trainer.accelerator.device)
     trainer.close()
     kept = ("loss", "rank", "ft", "ordered")

@@ -45,7 +45,7 @@ def time_steps(settings: dict[str, Any]) -> dict[str, Any]:
             count = plain_step(trainer, work, options, step)
         else:
             count = trainer.step(step)["tokens"]
-        if torch.cuda.is_initialized():
+        if trainer.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
         tokens.append(count)

@@ -17,6 +17,7 @@ OUTPUT/loss-check.json, OUTPUT/loss-check.md             the report
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import shutil
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from benchmarks.cost_settings import keep_settings, read_json
 from benchmarks.machine import machine_record
+from rrtf_serve.models.errors import ModelError
 from rrtf_serve.problems.estimator import bounded_interval
 from rrtf_serve.problems.prompts import Prompt
 from training.fit import fit, prepare
@@ -112,6 +114,8 @@ def label(method: str, noise: float, seed: int) -> str:
 def loss_check(config: LossCheckConfig, say: Say = lambda _: None) -> dict[str, Any]:
     """Train what is missing and report the table. Raises ValueError, ModelError."""
     output = config.output
+    if importlib.util.find_spec("torch") is None:
+        raise ModelError("training needs torch: install it for your machine, then 'rrtf-serve[train]'")
     output.mkdir(parents=True, exist_ok=True)
     kept = {
         name: value

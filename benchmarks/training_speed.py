@@ -11,6 +11,7 @@ falls on all of them. OUTPUT/rounds.jsonl has a line for each; a stopped run goe
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -127,7 +128,11 @@ def training_speed(
         options.open().close()
     settings = {name: value for name, value in asdict(config).items() if name not in ("output", "repeats")}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    keep_settings(output / "settings.json", {**plain, "problems_digest": problem_set.suite.digest})
+    digests = {"problems_digest": problem_set.suite.digest}
+    if config.tuples is not None:
+        read_tuples(config.tuples)  # refused now, if at all
+        digests["tuples_sha256"] = hashlib.sha256(config.tuples.read_bytes()).hexdigest()
+    keep_settings(output / "settings.json", {**plain, **digests})
     if "steps" in config.parts and config.tuples is None:
         write_tuples(output / "tuples.jsonl", reference_tuples(config))
     wanted = rounds(config)

@@ -17,7 +17,8 @@ from rrtf_serve.models.prompts import prompts_of
 from rrtf_serve.models.source import Source
 from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.preparation import prepare_source
-from rrtf_serve.problems.samplers import EngineSampler, HttpSampler, Sampler
+from rrtf_serve.problems.http_sampler import HttpSampler
+from rrtf_serve.problems.samplers import EngineSampler, Sampler
 
 ENGINES = ("ct2", "http", "torch")
 

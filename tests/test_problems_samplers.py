@@ -1,8 +1,12 @@
 """Both sources of responses: an engine with a script, and a server on this machine."""
 
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -12,9 +16,10 @@ from fake_engine import FakeEngine, byte_tokenizer
 
 from rrtf_serve.models.families import FAMILIES
 from rrtf_serve.models.prompts import Prompts
-from rrtf_serve.problems import samplers
+from rrtf_serve.problems import http_sampler, samplers
+from rrtf_serve.problems.http_sampler import HttpSampler
 from rrtf_serve.problems.prompts import Prompt
-from rrtf_serve.problems.samplers import Ask, Decoding, EngineSampler, HttpSampler, SamplerError
+from rrtf_serve.problems.samplers import Ask, Decoding, EngineSampler, SamplerError
 
 END = 258  # <|im_end|>
 GREEDY = Decoding()
@@ -123,9 +128,12 @@ class Upstream:
     """What the server answers and what it was asked."""
 
     url: str = ""
-    models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "served"}])
+    models: Any = field(default_factory=lambda: [{"id": "served"}])
     statuses: list[int] = field(default_factory=list)  # of the next answers, before 200s
-    answer: dict[str, Any] | None = None  # instead of an echo
+    answer: Any = None  # instead of an echo
+    retry_after: str = ""
+    hangs: threading.Event | None = None  # answers wait for it
+    pauses: list[float] = field(default_factory=list)  # seconds that the client would have waited
     bodies: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
 
@@ -133,16 +141,18 @@ class Upstream:
 @pytest.fixture
 def upstream(monkeypatch: pytest.MonkeyPatch) -> Iterator[Upstream]:
     state = Upstream()
-    monkeypatch.setattr(samplers.time, "sleep", lambda _: None)
+    monkeypatch.setattr(http_sampler, "rest", lambda _, seconds: state.pauses.append(seconds))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send({"data": state.models})
+            self._send({"data": state.models} if isinstance(state.models, list) else state.models)
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state.bodies.append((self.path, body))
             state.keys.add(self.headers.get("Authorization", ""))
+            if state.hangs is not None:
+                state.hangs.wait(20)
             if self.path.endswith("/chat/completions"):
                 part = {"message": {"content": body["messages"][-1]["content"][::-1]}}
             else:
@@ -150,18 +160,24 @@ def upstream(monkeypatch: pytest.MonkeyPatch) -> Iterator[Upstream]:
             usage = {"completion_tokens": 7}
             self._send(state.answer or {"choices": [{**part, "finish_reason": "length"}], "usage": usage})
 
-        def _send(self, record: dict[str, Any]) -> None:
+        def _send(self, record: Any) -> None:
             status = state.statuses.pop(0) if state.statuses else 200
             payload = json.dumps(record).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(payload)))
+            if state.retry_after:
+                self.send_header("Retry-After", state.retry_after)
             self.end_headers()
             self.wfile.write(payload)
 
         def log_message(self, format: str, *arguments: object) -> None:
             """Quiet."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Quiet, too: clients go away here."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         state.url = f"http://127.0.0.1:{server.server_port}"
@@ -276,3 +292,78 @@ def test_a_begun_answer_is_refused_through_a_url(upstream: Upstream) -> None:
     sampler = HttpSampler(upstream.url, None)
     with pytest.raises(ValueError, match="--prompt chat-prefilled"):
         answers(sampler, Prompt("chat-prefilled", message="m", prefill="Here:"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [1], "text", 7, {"choices": {}}, {"choices": [[]]}, {"choices": ["text"]},
+        {"choices": [{"message": {"content": ["a"]}}]},
+        {"choices": [{"message": {"content": "a"}, "finish_reason": 3}]},
+    ],
+)  # fmt: skip
+def test_nonsense_is_no_answer_and_no_crash(upstream: Upstream, answer: Any) -> None:
+    sampler = HttpSampler(upstream.url, None)
+    upstream.answer = answer
+    with pytest.raises(SamplerError, match="not an OpenAI answer"):
+        answers(sampler, Prompt("chat", message="m"))
+
+
+def test_what_is_odd_beside_an_answer_does_no_harm(upstream: Upstream) -> None:
+    upstream.models = [{"id": "m", "card": {"source": "here", "quantization": 1}}, "odd"]
+    sampler = HttpSampler(upstream.url, None)
+    upstream.answer = {"choices": [{"message": {"content": "a"}}], "usage": ["odd"]}
+    assert answers(sampler, Prompt("chat", message="m")) == [samplers.Response("a", "stop", None)]
+    upstream.answer["usage"] = {"completion_tokens": "3"}
+    assert answers(sampler, Prompt("chat", message="m"))[0].tokens is None
+    for odd in ([1], {"data": {"id": "m"}}, {"data": 3}):
+        upstream.models = odd
+        with pytest.raises(SamplerError, match="models"):
+            HttpSampler(upstream.url, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited"), [("30", 30.0), ("86400", 120.0), ("Wed, 21 Oct 2015", 1), ("", 1)]
+)
+def test_an_overloaded_server_says_when_to_come_back(upstream: Upstream, asked: str, waited: float) -> None:
+    sampler = HttpSampler(upstream.url, None)
+    upstream.statuses, upstream.retry_after = [429], asked
+    assert answers(sampler, Prompt("chat", message="ok"))[0].text == "ko"
+    assert upstream.pauses == [waited]
+
+
+def test_a_server_that_hangs_is_given_up_and_a_stop_does_not_wait_for_it(upstream: Upstream) -> None:
+    upstream.hangs = threading.Event()
+    try:
+        with pytest.raises(SamplerError, match=r"no answer within 0\.05 s"):
+            answers(HttpSampler(upstream.url, None, timeout_s=0.05), Prompt("chat", message="m"))
+        assert len(upstream.pauses) == http_sampler.TIMED_OUT - 1
+        asks = [Ask(Prompt("chat", message="m"), 0)] * 2
+        arriving = HttpSampler(upstream.url, None, workers=2).answer(asks, GREEDY)
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt), interrupted_soon():
+            next(arriving)
+        assert time.monotonic() - started < 10
+    finally:
+        upstream.hangs.set()
+
+
+@contextmanager
+def interrupted_soon() -> Iterator[None]:
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+def test_no_secret_goes_where_it_would_be_kept(upstream: Upstream) -> None:
+    with pytest.raises(ValueError, match="--url: holds a user's name or password") as raised:
+        HttpSampler(upstream.url.replace("//", "//me:secret@"), None)
+    assert "secret" not in str(raised.value)
+    with pytest.raises(ValueError, match="the API key holds characters") as raised:
+        HttpSampler(upstream.url, None, api_key="sec\nret")
+    assert "sec" not in str(raised.value)
+    answers(HttpSampler(upstream.url, None, api_key="k\n"), Prompt("chat", message="m"))
+    assert upstream.keys == {"Bearer k"}

@@ -243,3 +243,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out)["kept"] == 1
     assert main([*arguments, "--near-text", "2"]) == 2
     assert "--near-text" in capsys.readouterr().err
+
+
+def test_a_line_whose_licence_is_not_known_gets_one_or_is_rejected(tmp_path: Path) -> None:
+    unknown = task("unknown", "Write a function to fold a long paper strip.") | {"licence": None}
+    _, rejected = run(tmp_path, unknown)  # `import` and `tests` write null
+    assert rejected == {"unknown": "licence"}
+    report, rejected = run(tmp_path, unknown, licence="BSD-3-Clause")
+    assert rejected == {}
+    assert report["licences"] == {"BSD-3-Clause": 1, "MIT": 1}

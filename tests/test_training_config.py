@@ -141,3 +141,21 @@ def test_values_are_read_as_toml_has_them() -> None:
     assert table == {"rank": {"seed": 4}}
     with pytest.raises(ValueError, match=r"here: temperatures must be float, not 'hot'"):
         build(Source, {"name": "a", "role": "student", "temperatures": ["hot"]}, "here")
+
+
+@pytest.mark.parametrize("source", ["[source]\nname = 's'", "source = 5", "source = [5]"])
+def test_sources_that_are_no_tables_are_refused_before_a_setting_looks_for_one(
+    source: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f"folder = 'f'\nproblems = ['p']\n{source}\n")
+    with pytest.raises(ValueError, match=r"run\.toml: sources are \[\[source\]\] tables"):
+        read_config(path, ["source.s.k=1"])
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "9" * 5000, "\x00"])
+def test_what_the_parser_of_toml_chokes_on_names_the_file(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f"folder = {value}")
+    with pytest.raises(ValueError, match=r"run\.toml: not valid TOML"):
+        read_config(path)

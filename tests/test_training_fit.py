@@ -253,6 +253,23 @@ def test_tuples_that_are_too_long_are_left_out_and_counted(options: FitOptions) 
         fit(replace(options, max_tokens=5, output=options.output.with_name("other")))
 
 
+def test_every_method_trains_on_the_same_tuples(
+    options: FitOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rejected answer that is too long takes its tuple from the control that would not read it, too."""
+    long = text_tuple(5, rejected=1)
+    good, bad = long.candidates
+    long = replace(long, candidates=(good, replace(bad, text="a" * 200)))
+    write_tuples(options.tuples, [*(text_tuple(number) for number in range(4)), long])
+    options = replace(options, max_tokens=100)
+    used = {
+        method: [item.name for item in prepare(replace(options, method=method)).items]
+        for method in ("rrtf", "sft", "rank", "rrhf", "dpo")
+    }
+    assert all(names == [f"made/T/{number}" for number in range(4)] for names in used.values())
+    assert "1 tuples are longer than --max-tokens 100 and are left out: made/T/5" in caplog.text
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(options: FitOptions, model: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(model, tmp_path / "broken")
     state = load_file(broken / "model.safetensors")

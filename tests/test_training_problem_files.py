@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rrtf_serve.problems import origins
 from rrtf_serve.problems.problem import CaseTests, FunctionTests, Problem, StdioTests
 from rrtf_serve.problems.samples import to_line
 from rrtf_serve.problems.suites import load_suite
@@ -119,6 +120,30 @@ def test_suites_that_measure_or_choose_are_refused(data: Path) -> None:
             {"task_id": "a", "text": "p", "cases": [{"input": "", "output": ""}], "setup": "x"},
             "setup goes with",
         ),
+        (
+            {
+                "task_id": "a",
+                "text": "p",
+                "test_list": ["assert f(1)"],
+                "entry_point": "f",
+                "test_imports": 1,
+            },
+            "test_imports must",
+        ),
+        (
+            {
+                "task_id": "a",
+                "text": "p",
+                "test_list": ["assert f(1)"],
+                "entry_point": "f",
+                "test_imports": [1],
+            },
+            "test_imports must",
+        ),
+        (
+            {"task_id": "a", "text": "p", "test_list": ["assert f(1)"], "code": "-" * 3000 + "1"},
+            "nested too deeply",
+        ),
     ],
 )
 def test_a_bad_line_is_named(line: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -141,3 +166,10 @@ def test_an_interrupted_file_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_lines(tmp_path / "out.jsonl", records())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_array_that_is_nested_too_deeply_is_no_json(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep\.json: not valid JSON"):
+        origins.read_records(path)

@@ -18,7 +18,7 @@ from rrtf_serve.sandbox.limits import SandboxUnavailable
 from training.cli import main
 from training.config import RunConfig, config_of, read_config
 from training.records import read_tuples
-from training.run import run
+from training.run import read_state, run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -133,6 +133,29 @@ def test_one_run_at_a_time_has_the_folder(folder: Path) -> None:
         config = read(folder, url)
         with open_alone(folder / ".lock"), pytest.raises(BusyError):
             run(config)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"sample": 5}', '{"judge": {}}', '{"rank": {"config": 1, "done": 0}}']
+)
+def test_a_damaged_state_is_named(folder: Path, text: str) -> None:
+    folder.mkdir()
+    (folder / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json: damaged"):
+        read_state(folder)
+
+
+def test_what_was_taken_away_is_made_again_and_what_follows_too(folder: Path) -> None:
+    with serving(Toy(knows=("double",))) as url:
+        run(read(folder, url))
+        (folder / "samples" / "experts.jsonl").unlink()
+        said: list[str] = []
+        run(read(folder, url), say=said.append)
+        assert said == ["sample ...", "judge ...", "rank ..."]
+        (folder / "judged" / "s-t0.8.jsonl").unlink()
+        said = []
+        run(read(folder, url), say=said.append)
+        assert said == ["sample: done before", "judge ...", "rank ..."]
 
 
 def test_run_is_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

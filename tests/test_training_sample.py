@@ -1,6 +1,8 @@
 """`sample`: files and index of a run, restart, refusals."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,8 +77,65 @@ def test_sources_and_problems_may_be_added_and_not_taken_away(problems: str, tmp
         sample(SampleOptions((problems, str(more)), (experts,), format="completion"), folder)
     changed = Path(problems)
     changed.write_text(changed.read_text().replace("n * 3", "n + n + n"))
-    with pytest.raises(ValueError, match="1 of its solutions are of problems that have changed"):
+    with pytest.raises(
+        ValueError, match="1 problems have changed since they were sampled, or are gone: t/triple"
+    ):
         sample(SampleOptions((problems, str(more)), (experts,)), folder)
+
+
+def test_a_changed_problem_is_not_judged_by_its_new_tests(problems: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    sample(SampleOptions((problems,), (Source("experts", "teacher", kind="reference"),)), folder)
+    path = Path(problems)
+    kept = path.read_text()
+    path.write_text(kept.replace("== 9", "== 10"))
+    with pytest.raises(ValueError, match="2 problems have changed since they were sampled"):
+        read_index(folder).load(None)
+    path.write_text("".join(kept.splitlines(keepends=True)[1:]))
+    with pytest.raises(ValueError, match=r"1 problems have changed .* or are gone: t/double"):
+        read_index(folder).load(None)
+    path.write_text(kept)
+    assert list(read_index(folder).load(None).problems) == ["t/double", "t/triple", "t/square"]
+
+
+def test_a_name_stands_for_one_source(problems: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with serving(Toy()) as url, serving(Toy()) as other:
+        sample(SampleOptions((problems,), (far(url),)), folder)
+        elsewhere = replace(far(other), temperatures=(0.2,))
+        with pytest.raises(ValueError, match=f"source far: .*was drawn from source far .*this is .*{other}"):
+            sample(SampleOptions((problems,), (elsewhere,)), folder)
+        named = Source("far-t0.8", "teacher", kind="reference")
+        with pytest.raises(ValueError, match=r"source far-t0\.8: .*was drawn from source far "):
+            sample(SampleOptions((problems,), (named,)), folder)
+        with pytest.raises(ValueError, match=r"far-t0\.8\.jsonl would hold answers of two kinds"):
+            SampleOptions((problems,), (far(url), named))
+        with pytest.raises(ValueError, match=r"far-t0\.1\.jsonl would hold answers of two kinds"):
+            SampleOptions((problems,), (replace(far(url), temperatures=(0.1, 0.10000001)),))
+        sample(SampleOptions((problems,), (replace(far(url), role="student", temperatures=(0.2,)),)), folder)
+    assert {each.role for each in read_index(folder).files} == {"student"}
+
+
+def test_a_damaged_index_is_not_written_over(problems: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = SampleOptions((problems,), (Source("experts", "teacher", kind="reference"),))
+    sample(options, folder)
+    index = folder / "samples" / "index.json"
+    index.write_text(index.read_text()[:-5])
+    with pytest.raises(ValueError, match=r"index\.json: damaged .*move it away"):
+        sample(options, folder)
+    index.unlink()
+    assert sample(options, folder)["experts"]["total"] == 3
+
+
+def test_sources_that_are_drawn_from_at_once_are_all_in_the_index(problems: str, tmp_path: Path) -> None:
+    options = [
+        SampleOptions((problems,), (Source(f"r{number}", "teacher", kind="reference"),))
+        for number in range(12)
+    ]
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(sample, options, [tmp_path / "run"] * 12))
+    assert {each.source for each in read_index(tmp_path / "run").files} == {f"r{n}" for n in range(12)}
 
 
 def test_problems_that_a_model_has_no_room_for_are_named(problems: str) -> None:

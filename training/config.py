@@ -66,6 +66,7 @@ def read_config(path: Path, settings: Sequence[str] = (), folder: Path | None = 
     Raises ValueError naming the file or flag, the table and the key.
     """
     table = read_toml(path)
+    _check_sources(table, str(path))  # before a setting looks for one of them
     for setting in settings:
         apply(table, setting)
     if folder is not None:
@@ -75,9 +76,7 @@ def read_config(path: Path, settings: Sequence[str] = (), folder: Path | None = 
 
 def config_of(table: Mapping[str, Any], where: str) -> RunConfig:
     """Raises ValueError beginning with `where`."""
-    sources = table.get("source", [])
-    if not isinstance(sources, list) or not all(isinstance(each, dict) for each in sources):
-        raise ValueError(f"{where}: sources are [[source]] tables, in two pairs of brackets")
+    sources = _check_sources(table, where)
     for name in TABLES:
         if not isinstance(table.get(name, {}), dict):
             raise ValueError(f"{where}: {name} is a table, [{name}]")
@@ -100,6 +99,13 @@ def config_of(table: Mapping[str, Any], where: str) -> RunConfig:
         rank=build(RankOptions, table.get("rank", {}), f"{where}: [rank]"),
         fit=None if "fit" not in table else _fit(table["fit"], built, Path(folder), f"{where}: [fit]"),
     )
+
+
+def _check_sources(table: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    sources = table.get("source", [])
+    if not isinstance(sources, list) or not all(isinstance(each, dict) for each in sources):
+        raise ValueError(f"{where}: sources are [[source]] tables, in two pairs of brackets")
+    return sources
 
 
 def _fit(table: Mapping[str, Any], sources: Sequence[Source], folder: Path, where: str) -> FitOptions:

@@ -107,6 +107,15 @@ def encode(item: Tuple, method: str, encoder: Encoder) -> Encoded:
     )
 
 
+def longest_of(item: Tuple, encoder: Encoder) -> int:
+    """Tokens of the prompt with its longest candidate, whether a method uses that one or not.
+
+    Raises ValueError where this model can't be asked that way.
+    """
+    answers = (encoder.answer(each.text, item.prompt) for each in item.candidates)
+    return len(encoder.prompt(item.prompt)) + max(map(len, answers))
+
+
 def all_pairs(item: Tuple) -> tuple[Pair, ...]:
     """RRHF's (arXiv 2304.05302): every two candidates of different scores, none weighing more."""
     scores = [candidate.score for candidate in item.candidates]

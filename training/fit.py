@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,10 +26,12 @@ from rrtf_serve.models.folder import Card
 from rrtf_serve.models.source import Kind, Source
 from rrtf_serve.preparation import prepare_source
 from rrtf_serve.problems.samples import open_alone
-from training.encoding import Encoded, Encoder, encode
+from training.encoding import Encoded, Encoder, encode, longest_of
 from training.fit_options import FitOptions, flag
 from training.records import read_tuples
 from training.schedule import Schedule
+
+log = logging.getLogger(__name__)
 
 # Settings that may change when a run goes on: they decide where and how often, not what.
 _FREE = ("output", "threads", "checkpoint_every", "keep", "device")
@@ -110,10 +113,16 @@ def prepare(options: FitOptions) -> Work:
     left_out: list[str] = []
     for item in tuples:
         encoded = encode(item, options.method, encoder)
-        if encoded.longest > limit:
+        # Of all candidates, so that every method trains on the same tuples at the same steps.
+        if longest_of(item, encoder) > limit:
             left_out.append(encoded.name)
         else:
             items.append(encoded)
+    if left_out:
+        log.warning(
+            "%s: %d tuples are longer than --max-tokens %d and are left out: %s",
+            options.tuples, len(left_out), limit, ", ".join(left_out),
+        )  # fmt: skip
     if not items:
         raise ValueError(
             f"{options.tuples}: none of its {len(tuples)} tuples fits into --max-tokens {limit}; raise it"

@@ -68,6 +68,9 @@ def judge(folder: Path, options: JudgeOptions, data_dir: Path | None = None) -> 
                 f"{folder}: the reference solutions of all problems fail here, so nothing can be ranked; the "
                 "lines above say why (a package that they import goes with --site-packages)"
             )
+        for each in index.files:
+            if not sample_path(folder, each.stem).is_file():
+                log.warning("%s: no samples yet; nothing of it is judged", sample_path(folder, each.stem))
         files = {
             each.stem: _judge_file(
                 sample_path(folder, each.stem),

@@ -149,7 +149,9 @@ def check_record(record: Record) -> None:
                 )
         if not isinstance(record.get("signature", ""), str):
             raise ValueError("signature must be a text")
-    if not isinstance(record.get("licence", ""), str):
+    if not isinstance(
+        record.get("licence") or "", str
+    ):  # `import` and `tests` write null where none is known
         raise ValueError("licence must be a text")
     if not isinstance(record.get("lineage", {}), dict):
         raise ValueError("lineage must be an object")

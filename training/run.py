@@ -22,6 +22,7 @@ from training.config import STAGES, RunConfig, differences, resolved
 from training.fit import fit
 from training.fit_options import FitOptions
 from training.judge import judge
+from training.problem_files import write_text
 from training.rank import rank
 from training.sample import read_index, sample, write_json
 
@@ -40,17 +41,20 @@ class _Run:
     settings: dict[str, dict[str, Any]]
     say: Say
     reports: dict[str, Any] = field(default_factory=dict)
+    anew: bool = False  # a stage was done now, so what the later ones made is of its past
 
-    def stage(self, name: str, made: str, work: Callable[[], dict[str, Any]]) -> None:
-        """Do it, unless it is done and what it made, a file of the folder, is there."""
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Do it, unless it is done, none before it was done now, and all that it made is there."""
         before = self.state.get(name, {})
-        if before.get("done") and (self.config.folder / made).exists():
+        made = _made(name, before["report"]) if before.get("done") and not self.anew else []
+        if made and all((self.config.folder / each).exists() for each in made):
             self.say(f"{name}: done before")
             self.reports[name] = before["report"]
             return
         self.say(f"{name} ...")
         self._keep(name, {"config": self.settings[name], "done": False})
         report = work()
+        self.anew = True
         self._keep(name, {"config": self.settings[name], "done": True, "report": report})
         self.reports[name] = report
 
@@ -97,14 +101,23 @@ def run(config: RunConfig, redo: str | None = None, say: Say = lambda _: None) -
             _set_aside(folder, state, settings, redo)
         work = _Run(config, state, settings, say)
         data = config.sample.data_dir
-        work.stage("sample", "samples/index.json", lambda: sample(config.sample, folder))
-        work.stage("judge", "judged/dropped.json", lambda: judge(folder, config.judge, data))
-        work.stage("rank", "tuples.jsonl", lambda: rank(folder, config.rank, None, data))
+        work.stage("sample", lambda: sample(config.sample, folder))
+        work.stage("judge", lambda: judge(folder, config.judge, data))
+        work.stage("rank", lambda: rank(folder, config.rank, None, data))
         if config.fit is not None:
             work.fit(config.fit)
         write_json(folder / "report.json", work.reports)
-        (folder / "summary.md").write_text(summary(config, work.reports), "utf-8")
+        write_text(folder / "summary.md", summary(config, work.reports))
     return work.reports
+
+
+def _made(stage: str, report: dict[str, Any]) -> list[str]:
+    """Files of the folder that the stage made."""
+    if stage == "sample":
+        return ["samples/index.json", *(f"samples/{stem}.jsonl" for stem in report)]
+    if stage == "judge":
+        return ["judged/dropped.json", *(f"judged/{stem}.jsonl" for stem in report["files"])]
+    return ["tuples.jsonl"]
 
 
 def read_state(folder: Path) -> State:
@@ -112,11 +125,13 @@ def read_state(folder: Path) -> State:
     path = folder / "run.json"
     try:
         found: State = json.loads(path.read_text("utf-8"))
+        for stage in found.keys() & {"sample", "judge", "rank"}:
+            _ = found[stage]["config"].items(), found[stage]["done"] and found[stage]["report"]
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: damaged ({error}); move it away, and each stage looks at its files"
+            f"{path}: damaged ({error!r}); move it away, and each stage looks at its files"
         ) from error
     return found
 

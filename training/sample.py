@@ -9,13 +9,14 @@ A stopped run goes on where it was; what was drawn is never drawn again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,10 @@ class SampleOptions:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"source {twice}: the name comes twice; files are named after it")
+        stems = [stem for source in self.sources for stem in source.stems()]
+        twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice}.jsonl would hold answers of two kinds; change a name or temperature")
 
     def load(self) -> ProblemSet:
         """Raises ValueError as `load_problem_set` does."""
@@ -68,6 +73,7 @@ class SampleFile:
     stem: str
     source: str
     role: str
+    asked: str = ""  # who answers; "" in folders of before it was written down
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,26 @@ class Index:
     format: str
     limit: int | None
     files: tuple[SampleFile, ...]
+    digests: dict[str, str] = field(default_factory=dict)  # of the problems, by task_id
 
     def load(self, data_dir: Path | None) -> ProblemSet:
-        """Raises ValueError as `load_problem_set` does."""
-        return load_problem_set(self.problems, data_dir, self.limit)
+        """Raises ValueError as `load_problem_set` does, and where problems are not what was sampled."""
+        found = load_problem_set(self.problems, data_dir, self.limit)
+        self.check(found)
+        return found
+
+    def check(self, found: ProblemSet) -> None:
+        """Raises ValueError where a problem that was sampled has changed or is gone."""
+        changed = [
+            task
+            for task, digest in self.digests.items()
+            if task not in found.problems or found.problems[task].digest != digest
+        ]
+        if changed:
+            raise ValueError(
+                f"{len(changed)} problems have changed since they were sampled, or are gone: "
+                f"{', '.join(changed[:5])}; give those back, or take another folder"
+            )
 
 
 def sample(options: SampleOptions, folder: Path) -> dict[str, Any]:
@@ -94,7 +116,7 @@ def sample(options: SampleOptions, folder: Path) -> dict[str, Any]:
         source.sampler_config()
         for decoding in source.decodings():
             source.run(problem_set.suite, decoding, options.format)
-    _write_index(options, folder)
+    _write_index(options, problem_set, folder)
     report: dict[str, Any] = {}
     for source in options.sources:
         if source.kind == "reference":
@@ -118,20 +140,30 @@ def read_index(folder: Path) -> Index:
     try:
         record = json.loads(path.read_text("utf-8"))
         files = tuple(SampleFile(**each) for each in record["files"])
-        return Index(tuple(record["problems"]), record["format"], record["limit"], files)
+        digests = dict(record.get("digests", {}))
+        return Index(tuple(record["problems"]), record["format"], record["limit"], files, digests)
     except FileNotFoundError:
         raise ValueError(f"{folder}: holds no samples; `rrtf-train sample` draws them") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({error!r}); `rrtf-train sample` writes it anew") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: damaged ({error!r}); move it away and sample each source again: what was drawn is kept"
+        ) from error
 
 
-def _write_index(options: SampleOptions, folder: Path) -> None:
+def _write_index(options: SampleOptions, problem_set: ProblemSet, folder: Path) -> None:
     """Sources may be added to a folder, and sets of problems; what its samples answer must stay in it."""
+    place = folder / "samples"
+    place.mkdir(parents=True, exist_ok=True)
+    # Two sources may be drawn from at once, and each must find the other here.
+    with (place / ".index.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = read_index(folder) if (place / "index.json").exists() else None
+        write_json(place / "index.json", asdict(_index(options, problem_set, before, folder)))
+
+
+def _index(options: SampleOptions, problem_set: ProblemSet, before: Index | None, folder: Path) -> Index:
+    """Raises ValueError where what is asked does not go with what was."""
     files: dict[str, SampleFile] = {}
-    try:
-        before = read_index(folder)
-    except ValueError:
-        before = None
     if before is not None:
         missing = [name for name in before.problems if name not in options.problems]
         for what, there, here in (
@@ -143,13 +175,24 @@ def _write_index(options: SampleOptions, folder: Path) -> None:
                     f"{what}: {folder} was sampled with {there}, which is not what is asked now"
                     f"{f' ({here})' if here else ''}; give it, or another folder"
                 )
+        before.check(problem_set)
         files = {each.stem: each for each in before.files}
     for source in options.sources:
-        for decoding in source.decodings() or (None,):
-            stem = source.stem(decoding)
-            files[stem] = SampleFile(stem, source.name, source.role)
-    index = Index(options.problems, options.format, options.limit, tuple(files.values()))
-    write_json(folder / "samples" / "index.json", asdict(index))
+        asked = source.asked
+        for stem, each in files.items():
+            if (each.source == source.name and each.asked not in ("", asked)) or (
+                each.source != source.name and stem in source.stems()
+            ):
+                raise ValueError(
+                    f"source {source.name}: {sample_path(folder, stem)} was drawn from source {each.source} "
+                    f"({each.asked}), and this is {asked}; give this one another --name"
+                )
+            if each.source == source.name:  # a role is a whole source's
+                files[stem] = replace(each, role=source.role)
+        for stem in source.stems():
+            files[stem] = SampleFile(stem, source.name, source.role, asked)
+    digests = {task: problem.digest for task, problem in problem_set.problems.items()}
+    return Index(options.problems, options.format, options.limit, tuple(files.values()), digests)
 
 
 def _fitting(run: Run, sampler: Sampler) -> tuple[Run, list[str]]:

@@ -112,6 +112,21 @@ class Source:
             quantization=self.quantization,
         )
 
+    @property
+    def asked(self) -> str:
+        """Who answers, in words: answers of another can't stand under this source's name."""
+        if self.kind == "reference":
+            return REFERENCE
+        return (
+            f"{self.model or 'the first model'} at {self.url}"
+            if self.url
+            else f"{self.model} on {self.engine}"
+        )
+
+    def stems(self) -> list[str]:
+        """Of all its files."""
+        return [self.stem(decoding) for decoding in self.decodings() or (None,)]
+
     def stem(self, decoding: Decoding | None) -> str:
         """Of the files that hold its answers; a reference has no decoding."""
         return self.name if decoding is None else f"{self.name}-t{decoding.temperature:g}"

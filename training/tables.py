@@ -18,7 +18,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not only tomllib's own: numbers of 5,000 digits, deep lists
         raise ValueError(f"{path}: not valid TOML ({error})") from error
 
 

@@ -117,7 +117,7 @@ def read_records(path: Path) -> list[Record]:
     if path.name.removesuffix(".gz").endswith(".json"):
         try:
             records = json.loads(b"".join(_raw_lines(path)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not valid JSON ({error})") from error
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise ValueError(f"{path}: not a JSON array of objects")

@@ -1,20 +1,13 @@
-"""Sources of responses: an engine in this process, or any server that speaks OpenAI's API.
+"""Sources of responses: what they have in common, and an engine in this process (a server: `http_sampler`).
 
-Both answer a list of asks in whatever order the answers finish, so that each can be kept at once.
+They answer a list of asks in whatever order the answers finish, so that each can be kept at once.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
-
-import requests
 
 from rrtf_serve.engine.protocol import Engine, EngineError, Request, Sampling
 from rrtf_serve.engine.protocol import FinishReason as EngineFinish
@@ -22,14 +15,10 @@ from rrtf_serve.models.prompts import Prompts
 from rrtf_serve.models.tokens import TextStream, Tokenizer
 from rrtf_serve.problems.prompts import Prompt
 
-RETRIES = 6
-_RETRIED = {408, 429, 500, 502, 503, 504}
 # What of an engine's own description may move a greedy answer; the rest of it follows from these.
 _MOVING = ("engine", "device", "compute_type", "dtype", "kv_dtype", "kernels", "threads")
 # Requests that wait in an engine for each row that it decodes at once.
 _WAITING = 64
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -238,153 +227,3 @@ class EngineSampler:
             raise SamplerError(f"{self.model}: {error}") from error
         finally:
             batch.close()
-
-
-class HttpSampler:
-    """A server with OpenAI's API, `workers` requests at a time.
-
-    `url` is the server's address with or without /v1. Plain prompts go to /completions, chat to
-    /chat/completions; infilling uses `suffix`. A begun answer has no field there, so it is refused.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        model: str | None,
-        *,
-        workers: int = 1,
-        api_key: str | None = None,
-        timeout_s: float = 600,
-    ) -> None:
-        """Asks the server for its models. Raises SamplerError where it does not answer or lacks `model`,
-        ValueError on an address that is none."""
-        if not url.startswith(("http://", "https://")) or not urlsplit(url).netloc:
-            raise ValueError(f"--url {url}: must be http:// or https:// and a host")
-        self._base = url.rstrip("/").removesuffix("/v1") + "/v1"
-        self._workers = workers
-        self._timeout_s = timeout_s
-        self._session = requests.Session()
-        self._telling = threading.Lock()
-        self._told_until = 0.0  # time.monotonic() until which a warning has announced the wait
-        if api_key:
-            self._session.headers["Authorization"] = f"Bearer {api_key}"
-        listed = self._call("GET", "models", None).get("data") or []
-        names = [entry.get("id") for entry in listed if isinstance(entry, dict)]
-        if model is not None and names and model not in names:
-            raise SamplerError(f"--model {model}: {self._base} serves {', '.join(map(str, names))}")
-        if model is None and not names:
-            raise SamplerError(f"{self._base}/models names no model; give --model")
-        self.model = model or str(names[0])
-        entry = next((each for each in listed if isinstance(each, dict) and each.get("id") == self.model), {})
-        card = entry.get("card") or {}
-        source = card.get("source") or {} if isinstance(card, dict) else {}
-        self._card = {"quantization": card.get("quantization"), "source": source} if card else {}
-        # A foreign server says nothing of its weights: then the name and the address stand for them.
-        self.digest = f"{source['sha256']}:{card.get('quantization')}" if source.get("sha256") else self._base
-
-    def settings(self) -> dict[str, Any]:
-        return {**self.provenance(), **self._card}
-
-    def provenance(self) -> dict[str, Any]:
-        # Requests that arrive together may share the server's batches.
-        return {"engine": "http", "url": self._base, "batch": self._workers}
-
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            if prompt.prefill:
-                raise ValueError(
-                    f"--prompt {prompt.format}: an answer can't be begun through a URL; use --engine ct2"
-                )
-
-    def answer(
-        self, asks: Sequence[Ask], decoding: Decoding, done: Collection[int] = ()
-    ) -> Iterator[tuple[int, Response]]:
-        self.check([ask.prompt for ask in asks])
-        bodies = [(at, self._body(ask, decoding)) for at, ask in enumerate(asks) if at not in done]
-        with ThreadPoolExecutor(self._workers) as pool:
-            running: dict[Future[Response], int] = {}
-            waiting = iter(bodies)
-            try:
-                while True:
-                    # No more than the workers can take: an error must not leave a long queue behind.
-                    while len(running) < self._workers and (following := next(waiting, None)) is not None:
-                        position, (path, body) = following
-                        running[pool.submit(self._one, path, body)] = position
-                    if not running:
-                        return
-                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in ended:
-                        yield running.pop(future), future.result()
-            finally:
-                for future in running:
-                    future.cancel()
-
-    def _body(self, ask: Ask, decoding: Decoding) -> tuple[str, dict[str, Any]]:
-        prompt = ask.prompt
-        body: dict[str, Any] = {
-            "model": self.model,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "max_tokens": decoding.max_tokens,
-        }
-        if decoding.seed is not None:
-            body["seed"] = decoding.seed + ask.index
-        if prompt.message:
-            return "chat/completions", {**body, "messages": [{"role": "user", "content": prompt.message}]}
-        # Servers differ in how many stop strings they take (OpenAI: 4); `to_sample` cuts at all of them.
-        body |= {"prompt": prompt.text, "stop": list(prompt.stop[:4]) or None}
-        return "completions", body if prompt.suffix is None else {**body, "suffix": prompt.suffix}
-
-    def _one(self, path: str, body: dict[str, Any]) -> Response:
-        answer = self._call("POST", path, body)
-        try:
-            choice = answer["choices"][0]
-            text = choice["message"]["content"] if path.startswith("chat") else choice["text"]
-            tokens = (answer.get("usage") or {}).get("completion_tokens")
-        except (KeyError, IndexError, TypeError) as error:
-            raise SamplerError(f"{self._base}/{path}: not an OpenAI answer ({error!r})") from error
-        return Response(text or "", choice.get("finish_reason") or "stop", tokens)
-
-    def _call(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        """Repeats what may pass: no connection, overload, a restarting server."""
-        failure = ""
-        for attempt in range(RETRIES):
-            if attempt:
-                self._pause(failure, min(2 ** (attempt - 1), 20))
-            try:
-                reply = self._session.request(
-                    method, f"{self._base}/{path}", json=body, timeout=self._timeout_s
-                )
-            except requests.exceptions.InvalidURL as error:
-                raise ValueError(f"--url {self._base}: {error}") from error
-            except requests.RequestException as error:
-                failure = self._no_answer(path, error)
-                continue
-            if reply.status_code == 200:
-                try:
-                    found: dict[str, Any] = reply.json()
-                except ValueError as error:
-                    raise SamplerError(f"{self._base}/{path}: answered with no JSON ({error})") from error
-                return found
-            failure = f"{self._base}/{path}: {reply.status_code} {reply.text[:500]}"
-            if reply.status_code not in _RETRIED:
-                break
-        raise SamplerError(failure)
-
-    def _no_answer(self, path: str, error: requests.RequestException) -> str:
-        if isinstance(error, requests.exceptions.SSLError | requests.exceptions.ProxyError):
-            return f"{self._base}/{path}: {error}"
-        if isinstance(error, requests.Timeout):
-            return f"{self._base}/{path}: no answer within {self._timeout_s:g} s"
-        if isinstance(error, requests.ConnectionError):
-            return f"no server answers at {self._base}: is rrtf-serve running there?"
-        return f"{self._base}/{path}: {error}"
-
-    def _pause(self, failure: str, seconds: float) -> None:
-        """Wait before the next try; of all workers that wait, one says so."""
-        with self._telling:
-            now = time.monotonic()
-            if now >= self._told_until:
-                log.warning("%s; trying again in %g s", failure, seconds)
-                self._told_until = now + seconds
-        time.sleep(seconds)

@@ -98,12 +98,16 @@ def _assert_problem(record: Record, text: str) -> Problem:
     if not entry_point:
         if "code" not in record:
             raise ValueError("entry_point is missing, and there is no code to find it in")
-        entry_point = entry_point_of(record["code"], asserts)
+        try:
+            entry_point = entry_point_of(record["code"], asserts)
+        except (RecursionError, MemoryError) as error:
+            raise ValueError(f"code or test_list is nested too deeply ({error})") from error
+    imports = _texts("test_imports", record.get("test_imports") or [])
     return Problem(
         task_id=record["task_id"],
         prompt=f'"""\n{text.strip()}\n{asserts[0]}\n"""\n',
         entry_point=entry_point,
-        tests=FunctionTests("\n".join(asserts), "\n".join(record.get("test_imports") or [])),
+        tests=FunctionTests("\n".join(asserts), "\n".join(imports)),
         task=text.strip(),
         reference=record.get("code"),
     )

@@ -10,6 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from training.commands.options import show_warnings
 from training.fit import fit
 from training.fit_options import (
     ATTENTIONS,
@@ -109,6 +110,7 @@ def _help(name: str, text: str) -> str:
 def _run(arguments: argparse.Namespace) -> int:
     given: dict[str, Any] = {name: value for name, value in vars(arguments).items() if name in _DEFAULTS}
     assert all(name in given for name, default in _DEFAULTS.items() if default is MISSING)
+    show_warnings()
     started = time.monotonic()
     report = fit(FitOptions(**given))
     report["seconds"] = round(time.monotonic() - started, 1)
