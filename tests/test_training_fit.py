@@ -197,8 +197,10 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(options: FitOp
 def test_a_finished_run_is_not_done_again(options: FitOptions) -> None:
     fit(options)
     stamp = (options.output / "last" / "model.safetensors").stat().st_mtime_ns
+    (options.output / "checkpoints" / "step-5").mkdir(parents=True)  # as a kill at the very end leaves it
     assert fit(options)["steps_now"] == 0
     assert (options.output / "last" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert not (options.output / "checkpoints").exists()
 
 
 def test_two_processes_train_as_one(options: FitOptions) -> None:
@@ -241,6 +243,23 @@ def test_lora_trains_an_adapter_alone(options: FitOptions) -> None:
     settings = json.loads((folder / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == options.model
     assert {"q_proj", "down_proj"} <= set(settings["target_modules"])
+
+
+def test_an_adapter_names_its_base_by_the_name_that_it_has_everywhere(options: FitOptions) -> None:
+    options = replace(options, tune="lora", lora_rank=2)
+    work = prepare(options)
+    trainer = Trainer(options, replace(work, student=replace(work.student, spec="a-catalogue-name")))
+    trainer.write(options.output / "last", resolve(options, work))
+    trainer.close()
+    settings = json.loads((options.output / "last" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "a-catalogue-name"
+
+
+def test_a_pair_within_the_margin_is_active(options: FitOptions) -> None:
+    fit(replace(options, margin=50.0, epochs=1))
+    lines = [line for line in log(options.output) if line["pairs"]]
+    assert lines and all(line["active"] == 1 for line in lines)
+    assert any(line["ordered"] > 0 for line in lines)
 
 
 def test_tuples_that_are_too_long_are_left_out_and_counted(options: FitOptions) -> None:

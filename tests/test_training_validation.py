@@ -10,6 +10,7 @@ import pytest
 from tiny_models import write_hf
 from tuples import write_made
 
+from rrtf_serve.models.errors import ModelError
 from rrtf_serve.problems.samples import Journal
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import SandboxUnavailable
@@ -73,6 +74,16 @@ def test_each_epoch_is_judged_and_the_best_kept(options: FitOptions, tune: str, 
     assert names == sorted(path.name for path in (options.output / "last").iterdir())
     assert sorted(path.name for path in (options.output / "validation").iterdir()) == ["step-1", "step-2"]
     assert not list(options.output.glob(".candidate")) and not list(options.output.glob(".merged"))
+
+
+def test_a_family_that_the_engine_lacks_is_refused_before_the_first_step(
+    options: FitOptions, tmp_path: Path
+) -> None:
+    model = write_hf(tmp_path / "mistral", "mistral")
+    options = replace(options, model=str(model), validate=str(problems(tmp_path / "own.jsonl")))
+    with pytest.raises(ModelError, match="--validate: mistral can't be run by the torch engine"):
+        fit(options)
+    assert not (options.output / "log.jsonl").exists()
 
 
 class Counted:

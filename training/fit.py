@@ -21,6 +21,7 @@ from typing import Any
 
 from rrtf_serve.config import ServeConfig
 from rrtf_serve.loading import describe_source
+from rrtf_serve.models import catalog
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import Card
 from rrtf_serve.models.source import Kind, Source
@@ -46,6 +47,7 @@ class Student:
 
     source: Source
     card: Card
+    spec: str  # what an adapter on it names as its base: a path only where the model has no other name
 
     @property
     def folder(self) -> Path:
@@ -103,7 +105,8 @@ def find_student(spec: str) -> Student:
         raise ModelError(
             f"--model {spec}: a {source.kind} folder can't be trained; name what it was made from"
         )
-    return Student(source, describe_source(config, source))
+    known = not Path(spec).expanduser().exists() and catalog.find(spec) is not None
+    return Student(source, describe_source(config, source), spec if known else str(source.path))
 
 
 def prepare(options: FitOptions) -> Work:

@@ -52,6 +52,7 @@ def train(options: FitOptions, work: Work, resolved: dict[str, Any]) -> dict[str
         "model": work.student.card.name, "method": options.method,
     }  # fmt: skip
     if last.is_dir():
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it could
         return report | _found_best(options) | {"steps_now": 0}
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -89,7 +90,7 @@ def train(options: FitOptions, work: Work, resolved: dict[str, Any]) -> dict[str
 
 @contextmanager
 def _best(options: FitOptions, work: Work) -> Iterator[Best]:
-    validation = Validation(options, work.prompt_format)
+    validation = Validation(options, work.student.folder, work.prompt_format)
     try:
         best = Best(options.output, validation)
         try:
@@ -202,7 +203,7 @@ class Trainer:
                 loss = terms.total.sum() * (world / len(batch) * counts)
                 self.accelerator.backward(loss)
             if counts:
-                sums += _sums(terms, rows)
+                sums += _sums(terms, rows, self._options.margin)
         sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
         _check_finite(sums[:3].tolist(), step + 1, "loss", lr)
         norm = self.accelerator.clip_grad_norm_(self.scorer.parameters(), self._options.clip)
@@ -265,11 +266,11 @@ class Trainer:
         return mine + [([longest_first[-1]], 0)] * (most - len(mine))
 
 
-def _sums(terms: Terms, rows: Rows) -> Tensor:
+def _sums(terms: Terms, rows: Rows, margin: float) -> Tensor:
     gap, p = terms.gap.detach(), terms.p.detach()
     values = (
         terms.total.detach().sum(), terms.rank.detach().sum(), terms.ft.detach().sum(), len(rows.chosen),
-        p[rows.chosen].sum(), p[rows.teacher].sum(), p[rows.student].sum(), (gap < 0).sum(),
+        p[rows.chosen].sum(), p[rows.teacher].sum(), p[rows.student].sum(), (gap < margin).sum(),
         (gap > 0).sum(), len(gap), rows.tokens, len(rows.targets),
     )  # fmt: skip
     return torch.tensor([float(value) for value in values], dtype=torch.float64)

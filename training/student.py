@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -103,7 +104,11 @@ def write_student(
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         if hasattr(model, "peft_config") and not merged:
-            model.save_pretrained(fresh, state_dict=state)
+            # Never the embeddings: PEFT would look on the network whether they were resized.
+            model.save_pretrained(fresh, state_dict=state, save_embedding_layers=False)
+            settings = fresh / "adapter_config.json"
+            record = json.loads(settings.read_text("utf-8")) | {"base_model_name_or_path": student.spec}
+            settings.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
             (fresh / "README.md").unlink(missing_ok=True)  # a template full of blanks
         else:
             causal = model.get_base_model() if merged else model

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 
 from rrtf_serve.config import ServeConfig
+from rrtf_serve.engine.torch.checkpoint import ARCHITECTURES
 from rrtf_serve.loading import describe_source, load_engine
+from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.prompts import prompts_of
+from rrtf_serve.models.records import Record
 from rrtf_serve.models.source import Kind, Source
 from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.problems.evaluate import Run, draw
@@ -27,9 +30,16 @@ BATCH = 16  # answers that are decoded at a time
 class Validation:
     """Opened before training begins, so that a missing sandbox or data set is known at once."""
 
-    def __init__(self, options: FitOptions, prompt_format: str) -> None:
-        """Raises ValueError on a suite that can't be had or put in this format, SandboxUnavailable."""
+    def __init__(self, options: FitOptions, student: Path, prompt_format: str) -> None:
+        """student: the folder that training starts from. Raises ValueError on a suite that can't be had or
+        put in this format, ModelError on a family that the engine can't run, SandboxUnavailable."""
         assert options.validate is not None
+        model_type = Record.read(student / "config.json").text("model_type")
+        if model_type not in ARCHITECTURES:
+            raise ModelError(
+                f"--validate: {model_type} can't be run by the torch engine (known: "
+                f"{', '.join(ARCHITECTURES)}); leave it out"
+            )
         suite = load_suite(options.validate)
         self._run = Run(suite, prompt_format, Decoding(max_tokens=options.validate_tokens))
         self._options = options
