@@ -28,7 +28,7 @@ DEMO ?= rrtf-demo
 train-demo: .venv/train.stamp
 	$(BIN)/rrtf-train run training/demo/run.toml -o $(DEMO)
 	$(BIN)/rrtf-convert ct2 ./$(DEMO)/fit/last -o $(DEMO)/int8 --force
-	$(BIN)/rrtf-serve --model ./$(DEMO)/int8 $(ARGS)
+	$(BIN)/rrtf-serve --model ./$(DEMO)/int8 --served-name smollm2-135m-rrtf-demo $(ARGS)
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest $(ARGS)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from failing_sandbox import Failing
 
 from rrtf_serve.problems.prompts import Prompt
 from rrtf_serve.problems.samplers import Ask, Decoding, Response, SamplerError
@@ -170,7 +171,23 @@ def test_programmes_that_differ_in_names_alone_count_once() -> None:
         "def f(x):\n    return len(x)\n",
         "def f(x):\n    return sum(x)\n",
     ]
-    assert distinct(programmes) == [0, 2, 4, 5]
+    assert distinct(programmes, "f") == [0, 2, 4, 5]
+
+
+def test_one_programme_with_other_things_beside_it_is_one_programme() -> None:
+    programmes = [
+        "def helper(x):\n    return x + 1\n\ndef f(x):\n    return helper(x)\n",
+        "import math\nfrom typing import List\n\ndef step(x):\n    return x + 1\n\n"
+        "def f(x):\n    return step(x)\n\nprint(f(1))\n",
+        "def helper(x):\n    return x + 1\n\ndef f(n):\n    return helper(n)\n\ndef test():\n    f(3)\n\n"
+        'EXAMPLE = 3\nassert f(1) == 2\nif __name__ == "__main__":\n    test()\n',
+        "ONE = 2\n\ndef helper(x):\n    return x + ONE\n\ndef f(x):\n    return helper(x)\n",
+        "ONE = 1\n\ndef helper(x):\n    return x + ONE\n\ndef f(x):\n    return helper(x)\n",
+        "def f(x):\n    return x" + "".join(f"\n    if x == {n}: pass" for n in range(3)),
+        "def f(x):\n    if x: pass\n" + "".join(f"    elif x == {n}: pass\n" for n in range(400)),
+    ]
+    # The last one parses and is nested more deeply than it can be compared.
+    assert distinct(programmes, "f") == [0, 3, 4, 5]
 
 
 def _rows(*columns: Sequence[str | None]) -> dict[int, list[Outcome]]:
@@ -342,6 +359,24 @@ def test_tasks_get_tests_or_a_reason(sandboxes: tuple[Sandbox, Sandbox], tmp_pat
     assert again == report
     assert sampler.asked == 14
     assert problem.entry_point == "add"
+
+
+# Of a programme, of its calls alone, and of what mutation makes out of it ("a - b" becomes "a + b").
+@pytest.mark.parametrize("word", ["return", "return b + -a"])
+def test_a_sandbox_that_fails_is_no_wrong_answer(
+    word: str, sandboxes: tuple[Sandbox, Sandbox], tmp_path: Path
+) -> None:
+    options = TestOptions(solutions=6, call_answers=1, rule=Rule(least_programmes=4))
+    answers = {**ANSWERS, ("Add two", "code"): [_block("def add(a, b):\n    return b - -a"), *(
+        each.replace("return", "answer = 0\n    return") for each in ADD if "-a" not in each
+    )]}  # fmt: skip
+    failing: Any = Failing(sandboxes[0], word)
+    both = (failing, sandboxes[1])
+    report = write_tests(TASKS[:1], [_source(Scripted(answers))], options, both, tmp_path)
+    assert failing.failed > 0
+    assert (report["problems"], report["dropped"]) == (0, {"the sandbox failed": 1})
+    # It says nothing of the task: the next run finds out.
+    assert write_tests(TASKS[:1], [_source(Scripted(answers))], options, sandboxes, tmp_path)["problems"] == 1
 
 
 def test_tasks_files_are_checked(tmp_path: Path) -> None:

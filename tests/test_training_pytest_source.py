@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from failing_sandbox import Failing
 
 from rrtf_serve.problems.user_file import load_user_file
 from rrtf_serve.sandbox.jobs import FunctionJob
@@ -17,7 +19,7 @@ from rrtf_serve.sandbox.verdict import Verdict
 from training import cli, pytest_stand_in
 from training.problem_files import write_lines
 from training.pytest_source import Imported, import_pytest, licence_of
-from training.repository import Member, Unsupported, read_repository
+from training.repository import LARGEST, Member, Unsupported, read_repository
 
 
 @pytest.fixture(scope="module")
@@ -410,6 +412,76 @@ def test_a_folder_without_tests_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match="holds no test_"):
         read_repository(tmp_path)
+
+
+def test_what_is_no_source_file_of_the_repository_is_passed_over(tmp_path: Path) -> None:
+    root = _write(
+        tmp_path / "odd",
+        {
+            "m.py": "x = 1\n", "test_m.py": "def test_x():\n    pass\n", "folder.py/n.py": "y = 2\n",
+            "large.py": "# " + "x" * LARGEST, "deep.py": "x = " + "-" * 100_000 + "1",
+        },
+    )  # fmt: skip
+    (tmp_path / "outside.py").write_text("SECRET = 1\n")
+    (root / "link.py").symlink_to(tmp_path / "outside.py")
+    (root / "dead.py").symlink_to(tmp_path / "gone.py")
+    (root / "marked.py").write_bytes(b"\xef\xbb\xbfz = 3\n")
+    os.mkfifo(root / "pipe.py")
+    found = read_repository(root)
+    assert sorted(found.modules) == ["folder.py.n", "m", "marked"]
+    outside = "a link to a place outside the repository"
+    assert found.unreadable == {
+        "dead.py": outside, "deep.py": "nested too deeply", "large.py": "larger than 4 MiB",
+        "link.py": outside, "pipe.py": "not a file",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("test", "reason"),
+    [
+        ("def test_f():\n    assert f(1) == 2" + " + 0" * 600, "nested too deeply"),
+        ("A = A + A\n@pytest.mark.parametrize('a', A)\ndef test_f(a):\n    f(a)", "nested too deeply"),
+        ("@pytest.mark.parametrize(1, [1])\ndef test_f(a):\n    f(a)", "an odd parametrize"),
+        (
+            "@pytest.mark.parametrize('a', [pytest.param()])\ndef test_f(a):\n    f(a)",
+            "parameters that are not written out",
+        ),
+        (
+            "".join(f"@pytest.mark.parametrize('{name}', {[*range(40)]})\n" for name in "abc")
+            + "def test_f(a):\n    f(a)",
+            "too many sets of parameters",
+        ),
+    ],
+)
+def test_an_odd_test_is_left_out_and_ends_nothing(
+    test: str, reason: str, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    source = 'def f(x):\n    """Add one."""\n    return x + 1\n'
+    tests = f"import pytest\nfrom m import f\n\n{test}\n"
+    found = import_pytest(_write(tmp_path / "odd", {"m.py": source, "test_m.py": tests}), sandbox)
+    assert ("test_m.py::test_f", reason) in {(each.what, each.reason) for each in found.left_out}
+
+
+def test_what_a_module_does_as_a_programme_is_not_in_the_prompt(sandbox: Sandbox, tmp_path: Path) -> None:
+    source = (
+        'TABLE = {"a": 1}\n\ndef f(x):\n    """The value of x."""\n    return TABLE.get(x, 0)\n\n'
+        'if __name__ == "__main__":\n    TABLE["a"] = 2\n'
+    )
+    tests = "from m import f\n\ndef test_f():\n    assert f('a') == 1\n    assert f('b') == 0\n"
+    found = import_pytest(_write(tmp_path / "main", {"m.py": source, "test_m.py": tests}), sandbox)
+    assert [record["prompt"].count("__main__") for record in found.records] == [0]
+
+
+@pytest.mark.parametrize("word", ["return x + 1", "return x - 1"])  # the function, and one made out of it
+def test_a_sandbox_that_fails_says_nothing_of_tests(word: str, sandbox: Sandbox, tmp_path: Path) -> None:
+    source = 'def f(x):\n    """Add one."""\n    return x + 1\n'
+    tests = "from m import f\n\ndef test_f():\n    assert f(1) == 2\n"
+    root = _write(tmp_path / "plain", {"m.py": source, "test_m.py": tests})
+    failing: Any = Failing(sandbox, word)
+    found = import_pytest(root, failing)
+    assert [(each.what, each.reason) for each in found.left_out] == [("m.f", "the sandbox failed")]
+    assert failing.failed > 0
+    assert len(import_pytest(root, sandbox).records) == 1
 
 
 def test_licence_comes_from_the_metadata(tmp_path: Path) -> None:

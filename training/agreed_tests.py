@@ -26,6 +26,7 @@ from rrtf_serve.problems.problem import FunctionTests, Problem, Suite, make_suit
 from rrtf_serve.problems.samplers import Decoding, Sampler
 from rrtf_serve.problems.samples import read_samples
 from rrtf_serve.sandbox.judge import Sandbox
+from rrtf_serve.sandbox.verdict import Status
 from training.agreement import CLOSE, Agreed, Disagreement, Rule, agree, assertion, distinct
 from training.outcomes import LIMITS, Outcome, Trial, outcomes
 from training.problem_files import write_lines
@@ -43,6 +44,7 @@ from training.proposals import (
 from training.sample import write_json
 
 MOST_MUTANTS = 8
+SANDBOX_FAILED = "the sandbox failed"
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def _results(
     trials: list[Trial] = []
     for task_id, several in programmes.items():
         results[task_id] = {}
-        places = distinct([text for _, text in several])
+        places = distinct([text for _, text in several], proposals[task_id].entry_point)
         for at in places if len(places) >= rule.least_programmes else ():
             proposal = proposals[task_id]
             wanted.append((task_id, at))
@@ -244,6 +246,12 @@ def _agree(
                 )
             agreed = agree(proposal.calls, results[task.task_id], rule, proposal.examples)
         except Disagreement as error:
+            failures = [
+                each.error for found in results[task.task_id].values() for each in found if each.infra
+            ]
+            if failures:  # it is run again next time
+                dropped.append(_Dropped(task.task_id, SANDBOX_FAILED, failures[0]))
+                continue
             dropped.append(_Dropped(task.task_id, error.reason, str(error).partition(": ")[2]))
             continue
         records.append(_record(task, proposal, agreed, several, rule))
@@ -295,11 +303,17 @@ def _confirm(records: Sequence[Record], sandboxes: Sequence[Sandbox]) -> tuple[l
     for record, several in zip(records, verdicts, strict=True):
         failed = next((each for each in several if not each.passed), None)
         if failed is not None:
-            dropped.append(_Dropped(record["task_id"], "fails in the judge", failed.message))
+            why = SANDBOX_FAILED if failed.status is Status.INFRA_ERROR else "fails in the judge"
+            dropped.append(_Dropped(record["task_id"], why, failed.message))
             continue
         wrong = list(mutants(record["code"], record["entry_point"]))[:-1][:MOST_MUTANTS]
         made = [builder.build(problem_of(record), each) for each in wrong]
-        caught = sum(not each.passed for each in sandboxes[0].judge_many(made, LIMITS))
+        found = list(sandboxes[0].judge_many(made, LIMITS))
+        failed = next((each for each in found if each.status is Status.INFRA_ERROR), None)
+        if failed is not None:  # nobody knows whether the tests would have caught it
+            dropped.append(_Dropped(record["task_id"], SANDBOX_FAILED, failed.message))
+            continue
+        caught = sum(not each.passed for each in found)
         if wrong and not caught:
             dropped.append(_Dropped(record["task_id"], "tests too weak", f"all {len(wrong)} mutants pass"))
             continue

@@ -10,10 +10,12 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rrtf_serve.problems.syntax import parse, parses
 from training.outcomes import Outcome
+from training.repository import bound_by, names_read, reads_module_name
 
 # What tests with floats need; `close` also says no to lists of other lengths and to other types.
 CLOSE = """\
@@ -29,6 +31,7 @@ def close(got, expected):
     return got == expected
 """
 TOLERANCE = 1e-6  # as `close` has it
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 @dataclass(frozen=True)
@@ -198,31 +201,72 @@ def _holds_float(value: object) -> bool:
             return False
 
 
-def distinct(programmes: Sequence[str]) -> list[int]:
-    """Positions of the programmes that parse and that differ in more than comments, docstrings, annotations
-    and the names they give themselves; the first of each kind."""
+def distinct(programmes: Sequence[str], entry_point: str) -> list[int]:
+    """Positions of the programmes that parse and that differ in more than comments, docstrings, annotations,
+    imports, the names they give themselves and what stands beside the entry point without its needing it;
+    the first of each kind. Those that are nested too deeply to compare are none."""
     found: dict[str, int] = {}
     for at, programme in enumerate(programmes):
         if parses(programme):
-            found.setdefault(_shape(programme), at)
+            with suppress(RecursionError):
+                found.setdefault(_shape(programme, entry_point), at)
     return sorted(found.values())
 
 
-def _shape(programme: str) -> str:
+def _shape(programme: str, entry_point: str) -> str:
     tree = parse(programme)
-    names: dict[str, str] = {}
-    bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not _reads(node)}
-    bound |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in bound:
-            node.id = names.setdefault(node.id, f"n{len(names)}")
-        elif isinstance(node, ast.arg):
-            node.arg, node.annotation = names.setdefault(node.arg, f"n{len(names)}"), None
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            node.returns = None
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
-            node.body = [each for each in node.body if not _text(each)]
+    tree.body = _needed(tree.body, entry_point)
+    own: dict[str, str] = {}  # of the module, in all of its statements
+    top = {name for statement in tree.body for name in bound_by(statement)}
+    for statement in tree.body:
+        _rename(statement, top, own)
     return ast.dump(tree)
+
+
+def _rename(statement: ast.stmt, top: set[str], own: dict[str, str]) -> None:
+    """Names by the order in which they come; docstrings and annotations go. In place."""
+    inner: dict[str, str] = {}
+    nodes = list(ast.walk(statement))
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not _reads(node)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+
+    def renamed(name: str) -> str:
+        if name in top:
+            return own.setdefault(name, f"n{len(own)}")
+        return inner.setdefault(name, f"m{len(inner)}") if name in bound else name
+
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            node.id = renamed(node.id)
+        elif isinstance(node, ast.arg):
+            node.arg, node.annotation = renamed(node.arg), None
+        elif isinstance(node, _Definition):
+            node.name = renamed(node.name)
+            node.body = [each for each in node.body if not _text(each)]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+
+
+def _needed(body: Sequence[ast.stmt], entry_point: str) -> list[ast.stmt]:
+    """A module's statements without imports, tests and trials of itself, and definitions that the entry point
+    does not need: two copies of one programme differ in those."""
+    binders: dict[str, list[ast.stmt]] = {}
+    for statement in body:
+        for name in bound_by(statement):
+            binders.setdefault(name, []).append(statement)
+    needed, pending = set[str](), [entry_point]
+    while pending:
+        name = pending.pop()
+        if name in binders and name not in needed:
+            needed.add(name)
+            pending += [read for each in binders[name] for read in {*names_read(each), *bound_by(each)}]
+    return [
+        each
+        for each in body
+        if not isinstance(each, ast.Import | ast.ImportFrom | ast.Expr | ast.Assert)
+        and not (isinstance(each, ast.If) and reads_module_name(each.test))
+        and (bound_by(each) & needed or not bound_by(each))
+    ]
 
 
 def _reads(node: ast.Name) -> bool:

@@ -15,6 +15,7 @@ from training.repository import (
     bound_by,
     import_line,
     names_read,
+    reads_module_name,
 )
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
@@ -113,7 +114,7 @@ class Gathered:
     def _may_change(self, module: Module, statement: ast.stmt) -> bool:
         if isinstance(statement, _DEFINITIONS):
             return False
-        if statement.lineno in self._statements[module.name] or "__name__" in names_read(statement):
+        if statement.lineno in self._statements[module.name] or reads_module_name(statement):
             return False
         reads, pending = set[str](), list(names_read(statement))
         while pending:

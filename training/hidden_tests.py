@@ -92,7 +92,10 @@ def _solutions(folder: Path, agreed: dict[str, Problem], sources: Sequence[str])
         for _, record in json_lines(path):
             if record["task_id"] in bare:
                 programmes[record["task_id"]].append(bare[record["task_id"]].program(record["completion"]))
-    return {id: [several[at] for at in distinct(several)] for id, several in programmes.items()}
+    return {
+        id: [several[at] for at in distinct(several, agreed[id].entry_point)]
+        for id, several in programmes.items()
+    }
 
 
 def _share(count: int, of: int) -> dict[str, Any]:

@@ -45,6 +45,11 @@ class Outcome:
     literal: str | None
     error: str = ""
 
+    @property
+    def infra(self) -> bool:
+        """Whether the sandbox failed, and not the programme."""
+        return self.error.startswith(_INFRA)
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -78,7 +83,7 @@ def outcomes(trials: Sequence[Trial], sandboxes: Sequence[Sandbox], path: Path) 
         )  # fmt: skip
         for trial, *several in progress:
             found[trial.key] = tuple(_stable(each) for each in zip(*several, strict=True))
-            if any(each.error.startswith(_INFRA) for each in found[trial.key]):
+            if any(each.infra for each in found[trial.key]):
                 continue  # no fault of the programme's: it is run again next time
             journal.add({"key": trial.key, "outcomes": [asdict(each) for each in found[trial.key]]})
     return [found[trial.key] for trial in trials]

@@ -25,6 +25,7 @@ from rrtf_serve.problems.samplers import Ask, Decoding, Sampler, SamplerError
 from rrtf_serve.problems.samples import Journal
 from rrtf_serve.problems.syntax import missing_body, parse, parses
 from training.outcomes import spelled
+from training.problem_files import TEST_FIELDS
 
 LONGEST_CALL = 300  # characters
 _FENCE = re.compile(r"^[ \t]*`{3,}[^\n]*\n(.*?)(?:^[ \t]*`{3,}|\Z)", re.DOTALL | re.MULTILINE)
@@ -84,6 +85,13 @@ def read_tasks(path: Path) -> list[Task]:
         signature = record.get("signature") or ""
         if not isinstance(signature, str):
             raise ValueError(f"{path}:{number}: signature must be a text")
+        tests = next((name for name in TEST_FIELDS if name in record), None)
+        if tests is not None:
+            raise ValueError(f"{path}:{number}: has tests already ({tests}); they would be lost")
+        if not isinstance(record.get("licence") or "", str) or not isinstance(
+            record.get("lineage") or {}, dict
+        ):
+            raise ValueError(f"{path}:{number}: licence must be a text, lineage an object")
         if signature and not header_of(signature):
             raise ValueError(f"{path}:{number}: signature is no header of a Python function")
         if record["task_id"] in tasks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ from training.pytest_tests import (
 from training.repository import Member, Module, Repository, Unsupported, import_line, names_read
 
 STAND_IN = "pytest_stand_in.py"
+MOST_CALLS = 1000  # of one test, each with a set of parameters
 STAND_IN_HAS = {"raises", "approx", "fail", "fixture", "mark", "param"}
 _FIXTURE = {"pytest.fixture", "fixture"}
 _LEFT_OUT_MARKS = {"skip", "skipif", "xfail", "usefixtures", "asyncio", "anyio"}
@@ -111,6 +113,8 @@ class TestWriter:
         wanted = wanted[1:] if test.owner else wanted
         wanted = wanted[: len(wanted) - len(function.args.defaults)]
         sets = [list(self._sets(each)) for each in parameters]
+        if math.prod(map(len, sets)) > MOST_CALLS:
+            raise Unsupported("too many sets of parameters", str(math.prod(map(len, sets))))
         for chosen in itertools.product(*sets):
             given = {name: value for one in chosen for name, value in one.items()}
             named = [ast.keyword(name, given.get(name) or self._fixture(name, ())) for name in wanted]
@@ -144,6 +148,8 @@ class TestWriter:
             if isinstance(value, ast.Call) and dotted_name(value.func) in ("pytest.param", "param"):
                 if any(each.arg == "marks" for each in value.keywords):
                     continue  # it is expected to fail, or to be skipped
+                if len(names) == 1 and not value.args:
+                    raise Unsupported("parameters that are not written out", ast.unparse(value)[:80])
                 given = value.args[0] if len(names) == 1 else ast.Tuple(value.args, ast.Load())
             if len(names) == 1:
                 yield {names[0]: given}
@@ -248,6 +254,8 @@ def _names(node: ast.expr) -> list[str]:
         value = ast.literal_eval(node)
     except ValueError as error:
         raise Unsupported("an odd parametrize", ast.unparse(node)[:80]) from error
+    if not isinstance(value, str | list | tuple):
+        raise Unsupported("an odd parametrize", ast.unparse(node)[:80])
     names = value.split(",") if isinstance(value, str) else list(value)
     return [str(each).strip() for each in names if str(each).strip()]
 

@@ -25,7 +25,7 @@ from rrtf_serve.problems.syntax import parse, parses
 from rrtf_serve.sandbox.jobs import Job
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import Limits
-from rrtf_serve.sandbox.verdict import Status
+from rrtf_serve.sandbox.verdict import Status, Verdict
 from training.gathered import Gathered
 from training.pytest_code import TestWriter
 from training.pytest_tests import PytestTest, tests_of
@@ -37,6 +37,7 @@ from training.repository import (
     future_imports,
     names_read,
     read_repository,
+    shallow_enough,
 )
 
 LIMITS = Limits(wall_s=30.0, cpu_s=10.0, memory_bytes=2 << 30)
@@ -107,7 +108,9 @@ def import_pytest(
     licence = licence or licence_of(root)
     for draft in tqdm(drafts, desc="trying references", unit="function"):
         try:
-            found.records.append(_proved(draft, name or root.resolve().name, licence, sandbox, found))
+            with shallow_enough():
+                record = _proved(draft, name or root.resolve().name, licence, sandbox, found)
+            found.records.append(record)
         except Unsupported as error:
             found.left_out.append(LeftOut(_dotted(draft.member), error.reason, error.detail))
     return found
@@ -138,7 +141,8 @@ def _drafts(repository: Repository, found: Imported) -> Iterator[_Draft]:
                 found.left_out.append(LeftOut(test.where, error.reason, error.detail))
     for member in sorted(by_function, key=_dotted):
         try:
-            prompt, body, gathered, start = _asked(repository, member)
+            with shallow_enough():
+                prompt, body, gathered, start = _asked(repository, member)
         except Unsupported as error:
             found.left_out.append(LeftOut(_dotted(member), error.reason, error.detail))
             continue
@@ -233,9 +237,10 @@ def _written(
     for module, several in by_file.items():
         writer = TestWriter(repository, module, gathered.copy())
         for test in several:
-            grown = writer.copy()
             try:
-                grown.add(test)
+                with shallow_enough():
+                    grown = writer.copy()
+                    grown.add(test)
             except Unsupported as error:
                 found.left_out.append(LeftOut(test.where, error.reason, error.detail))
             else:
@@ -255,7 +260,7 @@ def _proved(draft: _Draft, name: str, licence: str | None, sandbox: Sandbox, fou
     the tests let everything pass."""
     checks = draft.writer.checks
     record = draft.record(name, licence)
-    first = sandbox.judge(_job(record), LIMITS)
+    first = _judged(sandbox.judge(_job(record), LIMITS))
     kept = [False] * len(checks)
     if len(first.tests) >= len(checks) and first.kind is None:
         kept = [test.passed for test in first.tests[: len(checks)]]
@@ -270,7 +275,7 @@ def _proved(draft: _Draft, name: str, licence: str | None, sandbox: Sandbox, fou
         )
         found.left_out.append(LeftOut(where, "fails in the sandbox", message[:200]))
     record = draft.record(name, licence, kept)
-    verdict = sandbox.judge(_job(record), LIMITS)
+    verdict = _judged(sandbox.judge(_job(record), LIMITS))
     if verdict.status is not Status.ALL_PASS:
         raise Unsupported("its own tests fail in the sandbox", verdict.message[:200])
     wrong = _mutants(draft)
@@ -278,7 +283,7 @@ def _proved(draft: _Draft, name: str, licence: str | None, sandbox: Sandbox, fou
     seconds = min(LIMITS.cpu_s, max(LEAST_S, 5 * verdict.seconds))
     limits = replace(LIMITS, cpu_s=seconds, wall_s=3 * seconds)
     verdicts = sandbox.judge_many((_job(record, programme) for programme in wrong), limits)
-    caught = [not each.passed for each in verdicts]
+    caught = [not _judged(each).passed for each in verdicts]
     # The last one returns nothing at all; where nothing else can be changed, it alone must fail.
     if not caught[-1] or not any(caught[:-1] or caught):
         raise Unsupported("tests too weak", f"{sum(caught)} of {len(caught)} wrong functions fail")
@@ -291,6 +296,13 @@ def _proved(draft: _Draft, name: str, licence: str | None, sandbox: Sandbox, fou
         "caught": sum(caught),
     }
     return {**record, "tests_by": counts}
+
+
+def _judged(verdict: Verdict) -> Verdict:
+    """Raises Unsupported where there is none: a sandbox that fails says nothing of the programme."""
+    if verdict.status is Status.INFRA_ERROR:
+        raise Unsupported("the sandbox failed", verdict.message[:200])
+    return verdict
 
 
 def _mutants(draft: _Draft) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import builtins
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ SKIPPED_FOLDERS = {
     "__pycache__",
 }
 _SKIPPED_FILES = {"setup.py", "conftest.py", "noxfile.py"}
+LARGEST = 4 << 20  # bytes of a file that is read; what is larger was not written by hand
 
 
 class Unsupported(ValueError):  # noqa: N818  # says what was found, and is the reason in the report
@@ -36,6 +38,15 @@ class Unsupported(ValueError):  # noqa: N818  # says what was found, and is the 
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+@contextmanager
+def shallow_enough() -> Iterator[None]:
+    """Code may be nested more deeply than Python can follow it: then it is Unsupported."""
+    try:
+        yield
+    except (RecursionError, MemoryError) as error:
+        raise Unsupported("nested too deeply", str(error)) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +142,12 @@ def read_repository(root: Path) -> Repository:
         relative = path.relative_to(root)
         if SKIPPED_FOLDERS & set(relative.parts[:-1]) or any(p.startswith(".") for p in relative.parts):
             continue
+        if path.is_dir():
+            continue
         try:
-            module = _read(path, relative)
-        except (SyntaxError, ValueError, RecursionError) as error:
+            with shallow_enough():
+                module = _read(root, path, relative)
+        except (SyntaxError, ValueError, OSError) as error:
             unreadable[str(relative)] = str(error)
             continue
         if _holds_tests(path):
@@ -145,13 +159,20 @@ def read_repository(root: Path) -> Repository:
     return Repository(modules, tests, unreadable)
 
 
-def _read(path: Path, relative: Path) -> Module:
+def _read(root: Path, path: Path, relative: Path) -> Module:
+    """Raises ValueError, SyntaxError, OSError on what is no module of the repository."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ValueError("a link to a place outside the repository")
+    if not path.is_file():  # reading a named pipe would wait for ever
+        raise ValueError("not a file")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"larger than {LARGEST >> 20} MiB")
     parts = list(relative.with_suffix("").parts)
     if parts[0] == "src" and len(parts) > 1:
         parts = parts[1:]
     is_package = parts[-1] == "__init__" and len(parts) > 1
     module = Module(
-        ".".join(parts[:-1] if is_package else parts), relative, path.read_text("utf-8"), is_package
+        ".".join(parts[:-1] if is_package else parts), relative, path.read_text("utf-8-sig"), is_package
     )
     _ = module.tree  # a file that does not parse is refused here
     return module
@@ -200,6 +221,12 @@ def names_read(*nodes: ast.AST) -> set[str]:
     definitions = (each for each in everything if isinstance(each, ast.FunctionDef | ast.ClassDef))
     bound |= {each.name for each in definitions if each not in others}
     return read - bound
+
+
+def reads_module_name(node: ast.AST) -> bool:
+    """Whether it asks under which name the module runs, as `if __name__ == "__main__"` does. (`names_read`
+    leaves that name out: it is a built-in, too.)"""
+    return any(isinstance(each, ast.Name) and each.id == "__name__" for each in ast.walk(node))
 
 
 def alias_of(statement: ast.Import | ast.ImportFrom, name: str) -> ast.alias:
