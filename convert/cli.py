@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 from convert.commands import card, ct2, gguf, gptq, hf, merge, verify
 from rrtf_serve import __version__
 from rrtf_serve.models.errors import ModelError
-
-# What a shell reports for Ctrl-C and for SIGTERM.
-INTERRUPTED, TERMINATED = 130, 143
+from rrtf_serve.stopping import status_of, terminable
 
 # In the order of --help. Each has add(commands), which sets run(arguments) -> exit status.
 _COMMANDS = (ct2, hf, merge, gguf, gptq, verify, card)
@@ -43,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        with _terminable():
+        with terminable():
             status: int = arguments.run(arguments)
         return status
     except ModelError as error:
@@ -56,29 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt as stop:
         print("rrtf-convert: stopped; nothing was left behind", file=sys.stderr)
-        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: whatever cleans up after Ctrl-C cleans up after it too."""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Have SIGTERM raise Terminated, once, so that a second one can't cut the cleaning up short."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, _: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise Terminated
+        return status_of(stop)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,8 @@ problems/ programming problems: load, prompt, extract, judge, score
 api/      how clients ask: OpenAI's HTTP API
 config    settings of `rrtf-serve`;  preparation  fetch and convert;  process  address, start and end
 loading  which engine runs what;  sampling  opens what answers problems: an engine or a URL
-greeting  what is printed at the start;  parts  finds converters and pages by entry point
+greeting  what is printed at the start;  parts  finds converters and pages by entry point;  stopping  SIGTERM
+          as an exception
 main      the composition root behind `rrtf-serve`
 
 Imports none of `convert`, `ui`, `benchmarks` and `training`; `main` finds converters and pages through

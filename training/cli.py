@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType, ModuleType
+from types import ModuleType
 
 from rrtf_serve import __version__
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.problems.samplers import SamplerError
 from rrtf_serve.problems.samples import BusyError
 from rrtf_serve.sandbox.limits import SandboxUnavailable
+from rrtf_serve.stopping import status_of, terminable
 from training.commands import clean, evolve, fit, import_, judge, rank, run, sample, tests
-
-# What a shell reports for Ctrl-C and for SIGTERM.
-INTERRUPTED, TERMINATED = 130, 143
 
 # In the order of --help. Each has add(commands), which sets run(arguments) -> exit status.
 _COMMANDS: tuple[ModuleType, ...] = (import_, evolve, tests, clean, sample, judge, rank, fit, run)
@@ -33,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; 0: done, 1: failed, 2: wrong use, 130: Ctrl-C, 143: SIGTERM."""
     arguments = _parser().parse_args(argv)
     try:
-        with _terminable():
+        with terminable():
             status: int = arguments.run(arguments)
         return status
     except ValueError as error:
@@ -49,29 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         print("rrtf-train: stopped; the same command goes on from here", file=sys.stderr)
-        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: whatever cleans up after Ctrl-C cleans up after it too."""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Have SIGTERM raise Terminated, once, so that a second one can't cut the cleaning up short."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, _: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise Terminated
+        return status_of(stop)
 
 
 def _parser() -> argparse.ArgumentParser:
