@@ -18,10 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 from rrtf_serve.problems.origins import json_lines
+from rrtf_serve.problems.problem import Problem
 from rrtf_serve.problems.prompts import Prompt
 from rrtf_serve.problems.samplers import Ask, Decoding, Sampler, SamplerError
 from rrtf_serve.problems.samples import Journal
 from rrtf_serve.problems.syntax import missing_body, parse, parses
+from training.fingerprints import refuse_benchmarks
 from training.problem_files import TEST_FIELDS
 
 LONGEST_CALL = 300  # characters
@@ -97,6 +99,7 @@ def read_tasks(path: Path) -> list[Task]:
         )  # fmt: skip
     if not tasks:
         raise ValueError(f"{path}: no tasks in it")
+    refuse_benchmarks((Problem(each.task_id, "", task=each.text) for each in tasks.values()), str(path))
     return list(tasks.values())
 
 

@@ -27,6 +27,7 @@ from rrtf_serve.problems.prompts import FORMATS, render
 from rrtf_serve.problems.samplers import EngineSampler, Sampler
 from rrtf_serve.problems.samples import Journal, to_line
 from rrtf_serve.sampling import open_sampler
+from training.fingerprints import told_of
 from training.problem_sets import ProblemSet, load_problem_set
 from training.sources import REFERENCE, Source
 
@@ -116,6 +117,8 @@ def sample(options: SampleOptions, folder: Path) -> dict[str, Any]:
         source.sampler_config()
         for decoding in source.decodings():
             source.run(problem_set.suite, decoding, options.format)
+    if told := told_of(problem_set.problems.values()):  # of suites: a file of such problems is refused
+        log.warning("%s; `rrtf-train clean` makes a file without them", told)
     _write_index(options, problem_set, folder)
     report: dict[str, Any] = {}
     for source in options.sources:
