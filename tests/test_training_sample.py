@@ -1,6 +1,8 @@
 """`sample`: files and index of a run, restart, refusals."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -198,3 +200,30 @@ def test_the_command(problems: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert main([*flags, "--k", "0"]) == 2
         assert main(["sample", folder, "--problems", "humaneval", *flags[4:]]) == 2
         assert "is a test" in capsys.readouterr().err
+
+
+_LIMITED = """
+import resource, signal, sys
+from training.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond the limit fails as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("size", "named"), [(100, "index.json"), (1500, "far-t0.8.jsonl")])
+def test_a_full_disk_is_named_and_loses_nothing(problems: str, tmp_path: Path, size: int, named: str) -> None:
+    folder, toy = tmp_path / "run", Toy()
+    with serving(toy) as url:
+        flags = ["sample", str(folder), "--problems", problems, "--name", "far", "--role", "teacher"]
+        flags += ["--url", url, "--k", "2", "--batch", "1"]
+        command = [sys.executable, "-c", _LIMITED, str(size), *flags]
+        stopped = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert stopped.returncode == 1
+        assert f"{named}'" in stopped.stderr.splitlines()[-1]
+        assert "Traceback" not in stopped.stderr
+        asked = len(toy.asked)
+        assert main(flags) == 0
+    drawn = lines(folder / "samples" / "far-t0.8.jsonl")
+    assert len({each["key"] for each in drawn}) == len(drawn) == 6
+    assert len(toy.asked) <= asked + 6 - max(asked - 2, 0)  # but for the one that was cut and one under way

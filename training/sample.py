@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +27,7 @@ from rrtf_serve.problems.samplers import EngineSampler, Sampler
 from rrtf_serve.problems.samples import Journal, to_line
 from rrtf_serve.sampling import open_sampler
 from training.fingerprints import told_of
+from training.problem_files import write_text
 from training.problem_sets import ProblemSet, load_problem_set
 from training.sources import REFERENCE, Source
 
@@ -305,7 +305,4 @@ def _refuse_changed(path: Path, strangers: Iterable[str]) -> None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(record, indent=2) + "\n")
