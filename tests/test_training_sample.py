@@ -161,6 +161,23 @@ def test_problems_that_a_model_has_no_room_for_are_named(problems: str) -> None:
         _fitting(Run(suite, "completion", Decoding(max_tokens=512)), sampler)
 
 
+def test_what_a_server_finds_too_long_is_left_out_and_named(
+    problems: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(Toy(refuses=("triple",))) as url:
+        options = SampleOptions((problems,), (far(url, batch=2),))
+        report = sample(options, tmp_path / "run")
+        assert [(report[stem]["total"], report[stem]["too_long"]) for stem in ("far-t0", "far-t0.8")] == [
+            (2, ["t/triple"]), (4, ["t/triple"]),
+        ]  # fmt: skip
+        assert "leaves no room in a context of 9" in caplog.text
+        assert sample(options, tmp_path / "run")["far-t0.8"]["samples"] == 0
+    with serving(Toy(refuses=("double", "triple", "square"))) as url:
+        options = SampleOptions((problems,), (far(url),))
+        with pytest.raises(ValueError, match="no problem leaves room"):
+            sample(options, tmp_path / "none")
+
+
 @pytest.mark.parametrize("name", sorted(SUITES.keys() - set(TRAINABLE)))
 def test_no_test_and_no_development_set_is_trained_on(name: str) -> None:
     with pytest.raises(ValueError, match=f"--problems {name}: "):
