@@ -379,6 +379,28 @@ def test_a_sandbox_that_fails_is_no_wrong_answer(
     assert write_tests(TASKS[:1], [_source(Scripted(answers))], options, sandboxes, tmp_path)["problems"] == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("outcomes.jsonl", '{"key": "k", "outcomes": [{"literal": 1, "error": ""}]}'),
+        ("proposals.jsonl", '{"key": "k", "response": null}'),
+    ],
+)
+def test_a_journal_of_something_else_is_named(
+    name: str, line: str, sandboxes: tuple[Sandbox, Sandbox], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(line + "\n")
+    with pytest.raises(ValueError, match=rf"{name}:1: not a line of this journal \(no "):
+        write_tests(TASKS[:1], [_source(Scripted(ANSWERS))], TestOptions(), sandboxes, tmp_path)
+
+
+def test_tasks_that_have_tests_do_not_lose_them(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"task_id": "a", "text": "Fold a strip.", "test_list": ["assert f(1)"]}\n')
+    with pytest.raises(ValueError, match=r"tasks\.jsonl:1: has tests already \(test_list\)"):
+        read_tasks(path)
+
+
 def test_tasks_files_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
     for line, message in [

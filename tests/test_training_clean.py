@@ -252,3 +252,51 @@ def test_a_line_whose_licence_is_not_known_gets_one_or_is_rejected(tmp_path: Pat
     report, rejected = run(tmp_path, unknown, licence="BSD-3-Clause")
     assert rejected == {}
     assert report["licences"] == {"BSD-3-Clause": 1, "MIT": 1}
+
+
+def test_words_beside_the_task_are_compared_too(tmp_path: Path) -> None:
+    prompt = f'def f(x):\n    """{BENCH[12][0]}"""\n'
+    shown = {
+        "task_id": "shown",
+        "prompt": prompt,
+        "entry_point": "f",
+        "test": "def check(c):\n    assert c(1)",
+    }
+    fence = problem("fence", "Write a function to paint a fence in stripes.", "def p(x):\n    return x\n")
+    source = write(
+        tmp_path / "in.jsonl", shown | {"licence": "MIT", "task": "Feed the ducks at noon."}, fence
+    )
+    options = CleanOptions(against=("mbpp-test",))
+    clean([source], tmp_path / "out.jsonl", options, data_folder(tmp_path / "data"), progress=False)
+    [rejected] = map(json.loads, (tmp_path / "out.rejected.jsonl").read_text("utf-8").splitlines())
+    assert (rejected["task_id"], rejected["rule"]) == ("shown", "contaminated:same-text")
+
+
+def test_licences_are_told_apart_by_more_than_their_spelling(tmp_path: Path) -> None:
+    first = task("denied", "Write a function to fold a long paper strip.", "cc-by-nc-4.0 ")
+    second = task("allowed", "Write a function to water the plants on a roof.", "mit")
+    _, rejected = run(tmp_path, first, second, deny_licences=("CC-BY-NC-4.0",))
+    assert rejected == {"denied": "licence"}
+    _, rejected = run(tmp_path, first, second, allow_licences=("MIT",))
+    assert rejected == {"denied": "licence"}
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "out.jsonl.gz", "in.rejected.jsonl"])
+def test_what_is_read_is_not_written_over(name: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", task("a", "Write a function to paint a fence in stripes."))
+    if name == "in.rejected.jsonl":
+        source = write(tmp_path / name, task("a", "Write a function to paint a fence in stripes."))
+        name = "in.jsonl"
+    before = Path(source).read_bytes()
+    with pytest.raises(ValueError, match="-o "):
+        clean([source], tmp_path / name, CleanOptions(against=()), progress=False)
+    assert Path(source).read_bytes() == before
+
+
+def test_where_nothing_is_left_the_reasons_are(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", task("a", "Write a function to paint a fence.", ""))
+    with pytest.raises(ValueError, match=r"all 1 records were rejected .*out\.rejected\.jsonl says why"):
+        clean([source], tmp_path / "out.jsonl", CleanOptions(against=()), progress=False)
+    assert not (tmp_path / "out.jsonl").exists()
+    [rejected] = map(json.loads, (tmp_path / "out.rejected.jsonl").read_text("utf-8").splitlines())
+    assert rejected["rule"] == "licence"

@@ -264,6 +264,22 @@ def test_seeds_come_from_codealpaca_task_files_and_problems(tmp_path: Path) -> N
         read_seeds("humaneval")
 
 
+def test_the_shape_of_codealpaca_with_a_licence_of_its_own_is_not_codealpaca(tmp_path: Path) -> None:
+    path = tmp_path / "other.jsonl"
+    path.write_bytes(to_line({"instruction": "Sort it.", "licence": "MIT"}))
+    [seed] = read_seeds(str(path))
+    assert (seed.licence, seed.lineage) == ("MIT", {"source": "other.jsonl"})
+    path.write_bytes(to_line({"instruction": "Sort it.", "licence": 3}))
+    with pytest.raises(ValueError, match="record 1: licence must be a text"):
+        read_seeds(str(path))
+
+
+def test_a_journal_of_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "responses.jsonl").write_bytes(to_line({"key": "k", "text": "a"}))
+    with pytest.raises(ValueError, match=r"responses\.jsonl:1: not a line of this journal \(no answer\)"):
+        evolve(SEEDS, Evolver(), tmp_path)
+
+
 class Rewriter(Toy):
     """A server that adds a requirement."""
 
@@ -282,6 +298,7 @@ def test_the_command_over_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert main([*arguments, "--methods", "constraint"]) == 0
         assert "1 of 1 accepted" in capsys.readouterr().err
         assert main([*arguments, "--api-key-env", "RRTF_NO_SUCH_KEY"]) == 2
+        assert main([*arguments, "--limit", "-1"]) == 2  # would be all but the last
     [task] = written(tmp_path / "out", "tasks.jsonl")
     assert task["text"] == f"{PARENT} Ignore numbers 0 to 90." and task["lineage"]["evolver"]["url"]
     assert main(["evolve", str(tmp_path / "out"), "--seeds", str(seeds)]) == 2

@@ -1,6 +1,8 @@
 """`sample`: files and index of a run, restart, refusals."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +161,23 @@ def test_problems_that_a_model_has_no_room_for_are_named(problems: str) -> None:
         _fitting(Run(suite, "completion", Decoding(max_tokens=512)), sampler)
 
 
+def test_what_a_server_finds_too_long_is_left_out_and_named(
+    problems: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(Toy(refuses=("triple",))) as url:
+        options = SampleOptions((problems,), (far(url, batch=2),))
+        report = sample(options, tmp_path / "run")
+        assert [(report[stem]["total"], report[stem]["too_long"]) for stem in ("far-t0", "far-t0.8")] == [
+            (2, ["t/triple"]), (4, ["t/triple"]),
+        ]  # fmt: skip
+        assert "leaves no room in a context of 9" in caplog.text
+        assert sample(options, tmp_path / "run")["far-t0.8"]["samples"] == 0
+    with serving(Toy(refuses=("double", "triple", "square"))) as url:
+        options = SampleOptions((problems,), (far(url),))
+        with pytest.raises(ValueError, match="no problem leaves room"):
+            sample(options, tmp_path / "none")
+
+
 @pytest.mark.parametrize("name", sorted(SUITES.keys() - set(TRAINABLE)))
 def test_no_test_and_no_development_set_is_trained_on(name: str) -> None:
     with pytest.raises(ValueError, match=f"--problems {name}: "):
@@ -198,3 +217,30 @@ def test_the_command(problems: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert main([*flags, "--k", "0"]) == 2
         assert main(["sample", folder, "--problems", "humaneval", *flags[4:]]) == 2
         assert "is a test" in capsys.readouterr().err
+
+
+_LIMITED = """
+import resource, signal, sys
+from training.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond the limit fails as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("size", "named"), [(100, "index.json"), (1500, "far-t0.8.jsonl")])
+def test_a_full_disk_is_named_and_loses_nothing(problems: str, tmp_path: Path, size: int, named: str) -> None:
+    folder, toy = tmp_path / "run", Toy()
+    with serving(toy) as url:
+        flags = ["sample", str(folder), "--problems", problems, "--name", "far", "--role", "teacher"]
+        flags += ["--url", url, "--k", "2", "--batch", "1"]
+        command = [sys.executable, "-c", _LIMITED, str(size), *flags]
+        stopped = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert stopped.returncode == 1
+        assert f"{named}'" in stopped.stderr.splitlines()[-1]
+        assert "Traceback" not in stopped.stderr
+        asked = len(toy.asked)
+        assert main(flags) == 0
+    drawn = lines(folder / "samples" / "far-t0.8.jsonl")
+    assert len({each["key"] for each in drawn}) == len(drawn) == 6
+    assert len(toy.asked) <= asked + 6 - max(asked - 2, 0)  # but for the one that was cut and one under way

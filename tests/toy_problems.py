@@ -33,10 +33,11 @@ def write_problems(path: Path, *names: str) -> Path:
 @dataclass
 class Toy:
     """`knows`: problems that it solves; the others it answers with what fails their tests. `left`: answers
-    until it is gone, None for ever."""
+    until it is gone, None for ever. `refuses`: problems that are too long for it."""
 
     knows: tuple[str, ...] = tuple(BODIES)
     left: int | None = None
+    refuses: tuple[str, ...] = ()
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
 
@@ -63,6 +64,9 @@ def serving(toy: Toy) -> Iterator[str]:
             toy.asked.append(body)
             if toy.left is not None and len(toy.asked) > toy.left:
                 self._send(401, {"error": "gone"})
+                return
+            if any(f"def {name}" in body["messages"][-1]["content"] for name in toy.refuses):
+                self._send(400, {"error": {"message": "the prompt leaves no room in a context of 9"}})
                 return
             choice = {"message": {"content": toy.answer(body)}, "finish_reason": "stop"}
             self._send(200, {"choices": [choice], "usage": {"completion_tokens": 11}})

@@ -29,11 +29,14 @@ from rrtf_serve.problems.syntax import parses
 from training.contamination import BENCHMARKS, Detector, Match, Thresholds, deciding, load_benchmarks
 from training.contamination_report import markdown, summary
 from training.near_duplicates import NearIndex
-from training.passages import Passage, problem_passage, task_words
+from training.passages import Passage, problem_passage, statements, task_words
+from training.passages import passage as passage_of
 from training.problem_files import as_problem, is_problem, read_records, write_lines, write_text
 
 # Two of LeetCode's problems read so.
 _NOTHING_SAID = re.compile(r"description is not available", re.IGNORECASE)
+
+ENDINGS = (".rejected.jsonl", ".report.json", ".report.md")  # of what is written beside the output
 
 Rejection = tuple[str, str, str]  # rule, reason, offending text
 
@@ -59,7 +62,7 @@ class CleanOptions:
             raise ValueError(
                 f"--least-words {self.least_words}: must be from 1 to --most-words, {self.most_words}"
             )
-        both = set(self.allow_licences) & set(self.deny_licences)
+        both = {*map(_plain, self.allow_licences)} & {*map(_plain, self.deny_licences)}
         if both:
             raise ValueError(f"--deny-licence {', '.join(sorted(both))}: is allowed by --allow-licence too")
 
@@ -74,10 +77,12 @@ def clean(
 ) -> dict[str, Any]:
     """Write `output` and, beside it, .rejected.jsonl, .report.json and .report.md; returns the report.
 
-    `sources` are files or suites. Everything is complete or not there. Raises ValueError on bad input, on
-    problems and tasks in one call, and on a benchmark that can't be loaded unless `allow_missing`.
+    `sources` are files or suites. Each file is complete or not there, `output` only where something is kept.
+    Raises ValueError on bad input, on problems and tasks in one call, where nothing is kept, and on a
+    benchmark that can't be loaded unless `allow_missing`.
     """
     options = options or CleanOptions()
+    _check_output(sources, output)
     records = _gather(sources, data_dir)
     benchmarks = load_benchmarks(options.against, data_dir)
     if benchmarks.missing and not options.allow_missing:
@@ -98,6 +103,9 @@ def clean(
         rejection = rules.first_broken(record, passage)
         if rejection is None:
             matches = detector.matches(passage)
+            for text in statements(problem):  # a task's words may hide others that the model would be shown
+                if text != passage.text:
+                    matches += detector.matches(passage_of(text))
             if matches:
                 found.append((record, passage, matches))
                 rejection = _contaminated(matches)
@@ -118,13 +126,14 @@ def clean(
         "options": asdict(options),
         "contamination": summary(benchmarks, found),
     }
-    if not kept:
-        raise ValueError(
-            f"all {len(records)} records were rejected ({report['rejected']}); nothing is written"
-        )
     write_lines(beside(output, ".rejected.jsonl"), rejected)
     write_text(beside(output, ".report.json"), to_json(report))
     write_text(beside(output, ".report.md"), markdown(report))
+    if not kept:
+        raise ValueError(
+            f"all {len(records)} records were rejected ({report['rejected']}); "
+            f"{beside(output, '.rejected.jsonl')} says why"
+        )
     write_lines(output, kept)
     return report
 
@@ -132,6 +141,16 @@ def clean(
 def beside(output: Path, ending: str) -> Path:
     """data/x.jsonl -> data/x.rejected.jsonl."""
     return output.with_name(output.name.removesuffix(".jsonl") + ending)
+
+
+def _check_output(sources: Sequence[str], output: Path) -> None:
+    """Raises ValueError where what is read would be written over, and on a name that promises gzip."""
+    if output.suffix == ".gz":
+        raise ValueError(f"-o {output}: lines are written as they are; name a file without .gz")
+    written = {each.resolve() for each in (output, *(beside(output, ending) for ending in ENDINGS))}
+    for source in sources:
+        if Path(source).resolve() in written:
+            raise ValueError(f"-o {output}: {source} would be written over; name another file")
 
 
 def _gather(sources: Sequence[str], data_dir: Path | None) -> list[Record]:
@@ -174,12 +193,12 @@ class RecordRules:
 
     def _licence(self, record: Record) -> Rejection | None:
         licence = record.get("licence") or ""
-        allowed = self._options.allow_licences
+        allowed, denied = self._options.allow_licences, self._options.deny_licences
         if not licence:
             return "licence", "the record has no licence; --licence NAME gives one to all that lack it", ""
-        if allowed and licence not in allowed:
+        if allowed and _plain(licence) not in map(_plain, allowed):
             return "licence", f"not among the allowed licences {', '.join(allowed)}", licence
-        if licence in self._options.deny_licences:
+        if _plain(licence) in map(_plain, denied):
             return "licence", "denied", licence
         return None
 
@@ -208,6 +227,11 @@ class RecordRules:
         if near is not None:
             return "near-duplicate", f"{near[1]:.2f} like {near[0]}", passage.text
         return None
+
+
+def _plain(licence: str) -> str:
+    """SPDX's names hold in any case (SPDX 2.3, annex D)."""
+    return licence.strip().casefold()
 
 
 def _contaminated(matches: list[Match]) -> Rejection:

@@ -130,7 +130,7 @@ def evolve(
         for number in range(1, options.lines + 1)
     ]
     report: dict[str, Any] = {}
-    with Journal(folder / "responses.jsonl") as journal:
+    with Journal(folder / "responses.jsonl", _flaw) as journal:
         for number in range(1, options.rounds + 1):
             steps = [_step(line, number, sampler, options) for line in lines]
             _ask(steps, number, sampler, options, journal, progress=progress)
@@ -143,6 +143,10 @@ def evolve(
             report = _report(len(seeds), outcome, sampler, options)
             outcome.write(folder, report)
     return report
+
+
+def _flaw(record: Record) -> str:
+    return "" if all(isinstance(record.get(name), str) for name in ("text", "finish")) else "no answer"
 
 
 def _decide(step: _Step, answer: Record, record: Record, eliminator: Eliminator, outcome: _Outcome) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from rrtf_serve.problems.origins import Record
 from rrtf_serve.problems.samples import Journal
 from rrtf_serve.sandbox.jobs import FunctionJob
 from rrtf_serve.sandbox.judge import Sandbox
@@ -72,7 +73,7 @@ def outcomes(trials: Sequence[Trial], sandboxes: Sequence[Sandbox], path: Path) 
     Finished trials are kept in `path`. Raises BusyError where another process writes there.
     """
     found: dict[str, tuple[Outcome, ...]] = {}
-    with Journal(path) as journal:
+    with Journal(path, _flaw) as journal:
         for record in journal.records.values():
             found[record["key"]] = tuple(Outcome(**each) for each in record["outcomes"])
         missing = list({each.key: each for each in trials if each.key not in found}.values())
@@ -87,6 +88,18 @@ def outcomes(trials: Sequence[Trial], sandboxes: Sequence[Sandbox], path: Path) 
                 continue  # no fault of the programme's: it is run again next time
             journal.add({"key": trial.key, "outcomes": [asdict(each) for each in found[trial.key]]})
     return [found[trial.key] for trial in trials]
+
+
+def _flaw(record: Record) -> str:
+    several = record.get("outcomes")
+    fit = isinstance(several, list) and all(
+        isinstance(each, dict)
+        and each.keys() == {"literal", "error"}
+        and isinstance(each["literal"], str | None)
+        and isinstance(each["error"], str)
+        for each in several
+    )
+    return "" if fit else "no outcomes"
 
 
 def _stable(several: tuple[Outcome, ...]) -> Outcome:

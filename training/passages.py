@@ -100,6 +100,18 @@ def statement(problem: Problem) -> str:
     return documented[-1] if documented else problem.task or _quoted(asked)
 
 
+def statements(problem: Problem) -> list[str]:
+    """`statement`, and what else a model would be shown in words: the docstrings of prompt and signature."""
+    found = [statement(problem)]
+    for asked in (problem.prompt, problem.signature):
+        if problem.language == "python" and asked.strip():
+            try:
+                found += _docstrings(parse(asked + missing_body(asked)))
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                found += [text for text in [_quoted(asked)] if text != asked]
+    return list(dict.fromkeys(found))
+
+
 def _docstrings(tree: ast.Module) -> Iterator[str]:
     for node in [tree, *ast.walk(tree)]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

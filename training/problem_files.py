@@ -14,7 +14,7 @@ from typing import Any
 
 from rrtf_serve.problems.origins import Record, json_lines
 from rrtf_serve.problems.problem import FunctionTests, Problem, StdioTests
-from rrtf_serve.problems.samples import to_line
+from rrtf_serve.problems.samples import naming, to_line
 from rrtf_serve.problems.suites import SUITES, load_suite
 from rrtf_serve.problems.user_file import problem_of
 
@@ -172,7 +172,7 @@ def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with unfinished.open("wb") as file:
+        with naming(path), unfinished.open("wb") as file:
             for record in records:
                 file.write(to_line(record))
                 count += 1
@@ -187,7 +187,8 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        unfinished.write_text(text, "utf-8")
+        with naming(path):
+            unfinished.write_text(text, "utf-8")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rrtf_serve.problems.problem import Problem, Suite
 from rrtf_serve.problems.suites import SUITES, load_suite
+from training.fingerprints import refuse_benchmarks
 
 TRAINABLE = ("mbpp-train", "mbpp-sanitized-train", "mbpp-stubs-train", "leetcode-fit")
 VALIDATION = (
@@ -48,6 +49,8 @@ def load_problem_set(
     for name in names:
         check_trainable(name)
         suite = load_suite(name, data_dir)
+        if name not in SUITES:
+            refuse_benchmarks(suite.problems.values(), f"--problems {name}")
         for task_id, problem in list(suite.problems.items())[:limit]:
             if task_id in found:
                 raise ValueError(

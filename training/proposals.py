@@ -19,11 +19,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rrtf_serve.problems.origins import json_lines
+from rrtf_serve.problems.origins import Record, json_lines
+from rrtf_serve.problems.problem import Problem
 from rrtf_serve.problems.prompts import Prompt
 from rrtf_serve.problems.samplers import Ask, Decoding, Sampler, SamplerError
 from rrtf_serve.problems.samples import Journal
 from rrtf_serve.problems.syntax import missing_body, parse, parses
+from training.fingerprints import refuse_benchmarks
 from training.outcomes import spelled
 from training.problem_files import TEST_FIELDS
 
@@ -102,6 +104,7 @@ def read_tasks(path: Path) -> list[Task]:
         )  # fmt: skip
     if not tasks:
         raise ValueError(f"{path}: no tasks in it")
+    refuse_benchmarks((Problem(each.task_id, "", task=each.text) for each in tasks.values()), str(path))
     return list(tasks.values())
 
 
@@ -230,7 +233,7 @@ def responses(
     sampler.check(prompts)
     asks = [Ask(prompt, index) for prompt in prompts for index in range(n)]
     keys = [_key(ask, sampler, decoding) for ask in asks]
-    with Journal(path) as journal:
+    with Journal(path, _flaw) as journal:
         done = {at for at, key in enumerate(keys) if key in journal.records}
         answers = sampler.answer(asks, decoding, done)
         try:
@@ -246,6 +249,10 @@ def responses(
             raise SamplerError(f"{error} (what was answered is kept in {path})") from error
         texts = [str(journal.records[key]["response"]) for key in keys]
     return [texts[start : start + n] for start in range(0, len(texts), n)]
+
+
+def _flaw(record: Record) -> str:
+    return "" if isinstance(record.get("response"), str) else "no answer"
 
 
 def _key(ask: Ask, sampler: Sampler, decoding: Decoding) -> str:

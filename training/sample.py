@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -24,9 +23,11 @@ from rrtf_serve.problems.evaluate import Run, draw
 from rrtf_serve.problems.origins import Record
 from rrtf_serve.problems.problem import Problem, Suite
 from rrtf_serve.problems.prompts import FORMATS, render
-from rrtf_serve.problems.samplers import EngineSampler, Sampler
+from rrtf_serve.problems.samplers import EngineSampler, Sampler, TooLong
 from rrtf_serve.problems.samples import Journal, to_line
 from rrtf_serve.sampling import open_sampler
+from training.fingerprints import told_of
+from training.problem_files import write_text
 from training.problem_sets import ProblemSet, load_problem_set
 from training.sources import REFERENCE, Source
 
@@ -116,6 +117,8 @@ def sample(options: SampleOptions, folder: Path) -> dict[str, Any]:
         source.sampler_config()
         for decoding in source.decodings():
             source.run(problem_set.suite, decoding, options.format)
+    if told := told_of(problem_set.problems.values()):  # of suites: a file of such problems is refused
+        log.warning("%s; `rrtf-train clean` makes a file without them", told)
     _write_index(options, problem_set, folder)
     report: dict[str, Any] = {}
     for source in options.sources:
@@ -125,7 +128,7 @@ def sample(options: SampleOptions, folder: Path) -> dict[str, Any]:
             with open_sampler(source.sampler_config()) as sampler:
                 for decoding in source.decodings():
                     run, too_long = _fitting(source.run(problem_set.suite, decoding, options.format), sampler)
-                    drawn = _draw(source, sampler, run, folder)
+                    drawn = _draw(source, sampler, run, folder, too_long)
                     report[source.stem(decoding)] = {**drawn, "too_long": too_long}
     return report
 
@@ -197,7 +200,7 @@ def _index(options: SampleOptions, problem_set: ProblemSet, before: Index | None
 
 def _fitting(run: Run, sampler: Sampler) -> tuple[Run, list[str]]:
     """The run without problems that leave no room for an answer, and the names of those. Of a URL nothing is
-    known; its server refuses them itself.
+    known; its server refuses them itself (`_draw_fitting`).
 
     Raises ValueError where none is left.
     """
@@ -207,23 +210,39 @@ def _fitting(run: Run, sampler: Sampler) -> tuple[Run, list[str]]:
     too_long = [each.task_id for each in run.problems if sampler.room(render(each, run.format)) < least]
     if not too_long:
         return run, []
+    return _without(run, too_long, sampler), too_long
+
+
+def _without(run: Run, too_long: list[str], sampler: Sampler) -> Run:
+    """Raises ValueError where nothing is left."""
     for task in too_long:
         log.warning("%s: left out for %s, whose context has no room for an answer", task, sampler.model)
     fitting = {task: each for task, each in run.suite.problems.items() if task not in too_long}
     if not fitting:
         raise ValueError(
-            f"{sampler.model}: no problem leaves room for --max-tokens {least}; lower it, or take a model "
-            "with a longer context"
+            f"{sampler.model}: no problem leaves room for --max-tokens {run.decoding.max_tokens}; lower it, "
+            "or take a model with a longer context"
         )
-    return replace(run, suite=Suite(run.suite.name, fitting)), too_long
+    return replace(run, suite=Suite(run.suite.name, fitting))
 
 
-def _draw(source: Source, sampler: Sampler, run: Run, folder: Path) -> dict[str, Any]:
+def _draw_fitting(sampler: Sampler, run: Run, path: Path, too_long: list[str]) -> frozenset[str]:
+    """Draw, and leave out what a server refuses as too long; `too_long` grows by it."""
+    while True:
+        try:
+            return draw(sampler, run, path)
+        except TooLong as error:
+            log.warning("%s", error)
+            too_long.append(error.task_id)
+            run = _without(run, [error.task_id], sampler)
+
+
+def _draw(source: Source, sampler: Sampler, run: Run, folder: Path, too_long: list[str]) -> dict[str, Any]:
     path = sample_path(folder, source.stem(run.decoding))
     before = _count(path)
     started = time.monotonic()
     try:
-        keys = draw(sampler, run, path)
+        keys = _draw_fitting(sampler, run, path, too_long)
     finally:  # a run that is stopped has its speed, too
         seconds = time.monotonic() - started
         samples, tokens = (now - then for now, then in zip(_count(path), before, strict=True))
@@ -302,7 +321,4 @@ def _refuse_changed(path: Path, strangers: Iterable[str]) -> None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(record, indent=2) + "\n")

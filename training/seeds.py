@@ -6,16 +6,20 @@ data are CC-BY-NC-4.0, not for commercial use; every task that grows from it car
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rrtf_serve.problems.origins import Record, read_records
 from rrtf_serve.problems.suites import SUITES
+from training.fingerprints import benchmark_of
 from training.passages import statement
 from training.problem_files import as_problem, check_record, suite_records
 
 ALPACA = "CC-BY-NC-4.0"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,24 @@ def read_seeds(source: str, licence: str = "", data_dir: Path | None = None) -> 
     seeds = [_seed(record, number, source, licence) for number, record in enumerate(records, 1)]
     if not seeds:
         raise ValueError(f"{source}: nothing in it")
-    return seeds
+    fit = [each for each in seeds if benchmark_of(each.text) is None]
+    if len(fit) < len(seeds):  # CodeAlpaca and MBPP's own training split have some
+        log.warning(
+            "%s: %d seeds are left out, being benchmarks' word for word", source, len(seeds) - len(fit)
+        )
+    if not fit:
+        raise ValueError(
+            f"{source}: all of its {len(seeds)} tasks are benchmarks', which are not to grow from"
+        )
+    return fit
 
 
 def _seed(record: Record, number: int, source: str, licence: str) -> Seed:
     where = f"{source}: record {number}"
     if "instruction" in record:
         return _alpaca(record, number, source, where)
+    if not isinstance(record.get("task_id"), str):
+        raise ValueError(f"{where}: task_id is missing or not a text")
     try:
         check_record(record)
     except (ValueError, SyntaxError) as error:
@@ -67,7 +82,12 @@ def _alpaca(record: Record, number: int, source: str, where: str) -> Seed:
     given = record.get("input", "").strip()
     text = record["instruction"].strip() + (f"\n\nInput:\n{given}" if given else "")
     lineage = {"source": _name(source), "attribution": "CodeAlpaca, Chaudhary 2023"}
-    return Seed(f"{Path(source).name.split('.')[0]}/{number}", text, ALPACA, lineage)
+    licence = record.get("licence") or ALPACA  # other data sets have its shape, too
+    if not isinstance(licence, str):
+        raise ValueError(f"{where}: licence must be a text")
+    if licence != ALPACA:
+        del lineage["attribution"]
+    return Seed(f"{Path(source).name.split('.')[0]}/{number}", text, licence, lineage)
 
 
 def _name(source: str) -> str:

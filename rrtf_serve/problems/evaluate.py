@@ -29,7 +29,7 @@ from rrtf_serve.problems.judging import Tally
 from rrtf_serve.problems.origins import Record
 from rrtf_serve.problems.problem import Problem, Suite
 from rrtf_serve.problems.prompts import Prompt, render, to_sample
-from rrtf_serve.problems.samplers import Ask, Decoding, Sampler, SamplerError
+from rrtf_serve.problems.samplers import Ask, Decoding, Sampler, SamplerError, TooLong
 from rrtf_serve.problems.samples import Journal
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ def draw(sampler: Sampler, run: Run, path: Path) -> frozenset[str]:
     samples. The file may hold more: those of a larger n or limit.
 
     Raises ValueError where the file holds samples that were made otherwise, and on a prompt that this model
-    can't be asked; SamplerError when the source fails; BusyError where another process samples into the file.
+    can't be asked; SamplerError when the source fails (TooLong with the task_id); BusyError where another
+    process samples into the file.
     """
     prompts = [render(problem, run.format) for problem in run.problems]
     sampler.check(prompts)
@@ -103,6 +104,9 @@ def draw(sampler: Sampler, run: Run, path: Path) -> frozenset[str]:
                         "key": key,
                     }
                 )
+        except TooLong as error:
+            error.task_id = wanted[error.at][0].task_id
+            raise
         except SamplerError as error:
             kept = len(keys & journal.records.keys())
             raise SamplerError(

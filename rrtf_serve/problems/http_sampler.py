@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 
 from rrtf_serve.problems.prompts import Prompt
-from rrtf_serve.problems.samplers import Ask, Decoding, Response, SamplerError
+from rrtf_serve.problems.samplers import Ask, Decoding, Response, SamplerError, TooLong
 
 RETRIES = 6
 TIMED_OUT = 2  # answers that don't come in time, until the server is given up
@@ -22,6 +23,9 @@ CONNECT_S = 20.0
 LIST_S = 60.0  # for the list of models
 LONGEST_PAUSE_S = 120.0  # that a server may ask for
 _RETRIED = {408, 429, 500, 502, 503, 504}
+_TOO_LONG = {400, 413, 422}
+# How rrtf-serve, vLLM, llama.cpp and OpenAI say that a prompt leaves no room.
+_OF_CONTEXT = re.compile(r"\bcontext|too (?:long|large)\b", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +121,12 @@ class HttpSampler:
         try:
             for _ in wanted:
                 position, future = ended.get()
-                yield position, future.result()
+                try:
+                    response = future.result()
+                except TooLong as error:
+                    error.at = position
+                    raise
+                yield position, response
         finally:
             stopping.set()
 
@@ -193,6 +202,8 @@ class HttpSampler:
                     raise SamplerError(f"{self._base}/{path}: not an OpenAI answer ({found!r:.100})")
                 return found
             failure = f"{self._base}/{path}: {reply.status_code} {reply.text[:500]}"
+            if reply.status_code in _TOO_LONG and _OF_CONTEXT.search(reply.text):
+                raise TooLong(failure)
             if reply.status_code not in _RETRIED:
                 break
             asked_for = _retry_after(reply)

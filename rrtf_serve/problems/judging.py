@@ -22,7 +22,7 @@ from rrtf_serve.problems.gold import Gold
 from rrtf_serve.problems.jobs import JobBuilder, check_languages, group_results
 from rrtf_serve.problems.origins import Record, json_lines
 from rrtf_serve.problems.problem import Problem, Suite
-from rrtf_serve.problems.samples import Journal, Sample, read_samples, to_line
+from rrtf_serve.problems.samples import Journal, Sample, naming, read_samples, to_line
 from rrtf_serve.sandbox.jobs import Job
 from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.limits import Limits
@@ -164,15 +164,20 @@ def _take_over(out: Path, journal: Journal) -> None:
 def _write_out(samples: _Samples, outcomes: dict[str, Record], out: Path) -> Tally:
     tally = Tally()
     temporary = out.with_name(out.name + ".tmp")
-    with temporary.open("wb") as raw, _packed(raw, out) as file:
-        for key, sample in samples:
-            if key not in outcomes:
-                raise ValueError(f"{samples.path}:{sample.line}: the file changed meanwhile; judge it again")
-            outcome = dict(outcomes[key])
-            tally.add(sample.problem.task_id, sample.line, outcome)
-            outcome["verdict"] = {**outcome["verdict"], "key": outcome.pop("key")}
-            file.write(to_line({**sample.record, **outcome}))
-    temporary.replace(out)
+    try:
+        with naming(out), temporary.open("wb") as raw, _packed(raw, out) as file:
+            for key, sample in samples:
+                if key not in outcomes:
+                    raise ValueError(
+                        f"{samples.path}:{sample.line}: the file changed meanwhile; judge it again"
+                    )
+                outcome = dict(outcomes[key])
+                tally.add(sample.problem.task_id, sample.line, outcome)
+                outcome["verdict"] = {**outcome["verdict"], "key": outcome.pop("key")}
+                file.write(to_line({**sample.record, **outcome}))
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
     return tally
 
 

@@ -60,6 +60,14 @@ class SamplerError(RuntimeError):
     """The source can't answer; what was answered before is kept."""
 
 
+class TooLong(SamplerError):  # noqa: N818  # says what was found
+    """The source has no room for one prompt: that at this position of what was asked, and of this task, where
+    a problem was asked."""
+
+    at: int = 0
+    task_id: str = ""
+
+
 class Sampler(Protocol):
     """`model` and `digest` say what answers; the digest must change when the answers may."""
 

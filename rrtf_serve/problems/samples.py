@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -118,9 +119,15 @@ class Journal:
 
     def add(self, record: Record) -> None:
         """Write one record through to the operating system: a killed process loses nothing that was added."""
+        try:
+            with naming(self.path):
+                self._file.write(to_line(record))
+                self._file.flush()
+        except OSError:
+            with suppress(OSError):  # closing would try to write the rest again
+                self._file.close()
+            raise
         self.records[record["key"]] = record
-        self._file.write(to_line(record))
-        self._file.flush()
 
     def remove(self) -> None:
         """Its work is kept elsewhere now."""
@@ -139,6 +146,17 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of writing, such as of a full disk, names the file; by itself it does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def to_line(record: dict[str, Any]) -> bytes:

@@ -108,6 +108,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if not (arguments.model or "url" in arguments):
         raise ValueError("--model (or --url) is missing: something has to write the tasks")
     options = EvolveOptions(**given(arguments, EvolveOptions), limits=Limits(**given(arguments, Limits)))
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ValueError(f"--limit must be at least 1, not {arguments.limit}")
     seeds: list[Seed] = []
     for source in arguments.seeds:
         seeds += read_seeds(source, arguments.licence, getattr(arguments, "data_dir", None))[
