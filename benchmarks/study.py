@@ -224,7 +224,8 @@ def _one(run: TrainingRun, plan: Plan, output: Path, keep: str) -> str:
         made = _run(command, folder / "fit.log")
         if made is None:
             return f"training failed; see {folder / 'fit.log'}"
-        training = made
+        # Results are published; where they were made is nobody's business.
+        training = {name: value for name, value in made.items() if not str(value).startswith(str(folder))}
         model = str(folder / "fit" / "last")
     scores = {}
     for suite in run.suites:

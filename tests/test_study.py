@@ -75,6 +75,26 @@ def test_a_failed_command_is_reported_and_leaves_no_result(tmp_path: Path) -> No
     assert (tmp_path / "out" / "runs" / "sft-s1" / "fit.log").read_text("utf-8").strip()
 
 
+def test_a_result_says_nothing_of_where_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two commands are stood in for; what is tested is what is kept of their reports."""
+    report = {
+        "ok": True, "suite_digest": "d", "per_problem": {"a": {"passed": 1}, "b": {"passed": 0}},
+        "results": {}, "mean_tokens": 3.0, "cut_off_at_max_tokens": 0,
+    }  # fmt: skip
+
+    def run(command: list[str], log_file: Path) -> dict[str, Any]:
+        folder = command[command.index("-o") + 1] if "fit" in command else ""
+        return {"folder": f"{folder}/last", "steps": 42} if folder else report
+
+    monkeypatch.setattr(study_module, "_run", run)
+    made = plan(tmp_path)
+    assert study(made, tmp_path / "out", only=["sft-s1"])["ok"]
+    text = (tmp_path / "out" / "results" / "sft-s1.json").read_text("utf-8")
+    assert str(tmp_path) not in text
+    assert json.loads(text)["training"] == {"steps": 42}
+    assert json.loads(text)["scores"]["humaneval"]["solved"] == ["a"]
+
+
 def test_what_is_done_is_not_done_again_unless_its_settings_changed(tmp_path: Path) -> None:
     made = plan(tmp_path)
     results = tmp_path / "out" / "results"
