@@ -42,6 +42,19 @@ def test_test_sets_choose_no_model(options: FitOptions, suite: str) -> None:
         replace(options, validate=suite)
 
 
+def test_a_test_set_under_another_name_chooses_no_model_either(options: FitOptions, tmp_path: Path) -> None:
+    # MBPP's task 11 (CC-BY-4.0, Austin et al. 2021), in the words of its data set.
+    text = "Write a python function to remove first and last occurrence of a given character from the string."
+    line = {
+        "task_id": "mine/1", "text": text, "entry_point": "cut", "code": "def cut(s, c):\n    return s",
+        "test_list": ["assert cut('hello', 'l') == 'heo'"],
+    }  # fmt: skip
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps(line) + "\n", "utf-8")
+    with pytest.raises(ValueError, match=r"--validate .*mine\.jsonl: mine/1 has the words of Mbpp/11"):
+        fit(replace(options, validate=str(file)))
+
+
 def problems(path: Path) -> Path:
     """Two for any model that writes a comment's rest; the second's test can't be passed."""
     lines = [

@@ -20,8 +20,9 @@ from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.problems.evaluate import Run, draw
 from rrtf_serve.problems.judging import judge_file
 from rrtf_serve.problems.samplers import Decoding, EngineSampler
-from rrtf_serve.problems.suites import load_suite
+from rrtf_serve.problems.suites import SUITES, load_suite
 from rrtf_serve.sandbox.judge import Sandbox
+from training.fingerprints import refuse_benchmarks
 from training.fit_options import FitOptions
 
 BATCH = 16  # answers that are decoded at a time
@@ -41,6 +42,8 @@ class Validation:
                 f"{', '.join(ARCHITECTURES)}); leave it out"
             )
         suite = load_suite(options.validate)
+        if options.validate not in SUITES:  # a file may hold a test under another name
+            refuse_benchmarks(suite.problems.values(), f"--validate {options.validate}")
         self._run = Run(suite, prompt_format, Decoding(max_tokens=options.validate_tokens))
         self._options = options
         self._sandbox = Sandbox()
