@@ -27,7 +27,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -38,10 +37,12 @@ from tqdm import tqdm
 
 from benchmarks.machine import machine_record
 from rrtf_serve.problems.suites import SUITES
+from training.problem_files import write_text
+from training.tables import read_toml
 
 BASE = "base"  # the run that trains nothing
 KEEPS = ("nothing", "weights")
-_KEYS = {"model", "tuples", "development", "held_out", "fit", "sampling", "run", "threads"}
+_KEYS = {"model", "tuples", "development", "held_out", "fit", "sampling", "run"}
 _RUN_KEYS = {"name", "seeds", "fit", "tuples", "held_out", "model"}
 
 log = logging.getLogger(__name__)
@@ -76,12 +77,7 @@ class Plan:
 
 def read_plan(path: Path) -> Plan:
     """Paths in it are relative to the plan's own folder. Raises ValueError naming the file and the key."""
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML ({error})") from error
+    table = read_toml(path)
     _known(path, "the plan", table, _KEYS)
     suites = {key: tuple(table.get(key, ())) for key in ("development", "held_out")}
     for key, names in suites.items():
@@ -153,10 +149,9 @@ def study(
         raise ValueError(f"--keep {keep}: must be one of {', '.join(KEEPS)}")
     names = set(only)
     chosen = [run for run in plan.runs if not names or run.name in names or run.label in names]
-    if names - {run.name for run in plan.runs} - {run.label for run in plan.runs}:
-        raise ValueError(
-            f"--only: the plan has the runs {', '.join(sorted({run.name for run in plan.runs}))}"
-        )
+    known = dict.fromkeys(run.name for run in plan.runs)
+    if names - known.keys() - {run.label for run in plan.runs}:
+        raise ValueError(f"--only: the plan has the runs {', '.join(sorted(known))}")
     missing = [run for run in chosen if not _is_done(run, plan, output)]
     failed: dict[str, str] = {}
     with (
@@ -238,11 +233,7 @@ def _one(run: TrainingRun, plan: Plan, output: Path, keep: str) -> str:
             return f"scoring on {suite} failed; see {folder / f'{suite}.log'}"
         scores[suite] = _score(report)
     result = {"settings": settings, "training": training, "scores": scores, "machine": machine_record()}
-    path = output / "results" / f"{run.label}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".json.draft")
-    draft.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    draft.replace(path)
+    write_text(output / "results" / f"{run.label}.json", json.dumps(result, indent=1) + "\n")
     if keep == "nothing":
         shutil.rmtree(folder / "fit", ignore_errors=True)
     else:

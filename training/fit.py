@@ -29,6 +29,7 @@ from rrtf_serve.preparation import prepare_source
 from rrtf_serve.problems.samples import open_alone
 from training.encoding import Encoded, Encoder, encode, longest_of
 from training.fit_options import FitOptions, flag
+from training.problem_files import write_text
 from training.records import read_tuples
 from training.schedule import Schedule
 
@@ -180,6 +181,4 @@ def keep_config(path: Path, resolved: dict[str, Any]) -> None:
                 f"{path.parent}: holds a run with other settings ({shown}); give another --output, or the "
                 "settings it was made with"
             )
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(resolved, indent=2) + "\n", "utf-8")
-    fresh.replace(path)
+    write_text(path, json.dumps(resolved, indent=2) + "\n")

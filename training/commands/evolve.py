@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rrtf_serve.sampling import ENGINES, SamplerConfig, open_sampler
 from training.commands.options import (
     Commands,
     add_data_dir,
+    api_key,
     default_of,
     given,
     make_parser,
@@ -125,10 +125,7 @@ def _evolver(arguments: argparse.Namespace) -> SamplerConfig:
     values = given(arguments, SamplerConfig)
     if "url" in values:
         values["engine"] = "http"
-    if arguments.api_key_env:
-        key = os.environ.get(arguments.api_key_env)
-        if not key:
-            raise ValueError(f"--api-key-env {arguments.api_key_env}: no such environment variable is set")
+    if key := api_key(arguments.api_key_env):
         values["api_key"] = key
     return SamplerConfig(**values)
 

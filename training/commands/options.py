@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -42,6 +43,16 @@ def given(arguments: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
     names = {field.name for field in fields(kind)}
     found = {name: value for name, value in vars(arguments).items() if name in names}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
+def api_key(name: str) -> str | None:
+    """The key that --api-key-env NAME stands for; None where no variable is named. Raises ValueError."""
+    if not name:
+        return None
+    key = os.environ.get(name)
+    if not key:
+        raise ValueError(f"--api-key-env {name}: no such environment variable is set")
+    return key
 
 
 def default_of(kind: type[Any], name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from training.agreement import Rule
 from training.commands.options import (
     Commands,
     add_data_dir,
+    api_key,
     default_of,
     given,
     make_parser,
@@ -147,9 +147,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _sources(arguments: argparse.Namespace) -> list[Source]:
-    key = os.environ.get(arguments.api_key_env) if arguments.api_key_env else None
-    if arguments.api_key_env and not key:
-        raise ValueError(f"--api-key-env {arguments.api_key_env}: no such environment variable")
+    key = api_key(arguments.api_key_env)
     settings = given(arguments, SamplerConfig)
     settings.pop("model", None)
     if "url" in settings:
