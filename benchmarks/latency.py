@@ -16,7 +16,7 @@ from tqdm import trange
 from benchmarks.machine import machine_record
 from benchmarks.server import PAUSE_S, StreamTiming, post_json, resident_mb, running_server, time_stream_apart
 from benchmarks.spread import summary
-from rrtf_serve.api.app import ApiSettings, create_app
+from rrtf_serve.api.app import ApiSettings, Models, create_app
 from rrtf_serve.config import ServeConfig
 from rrtf_serve.engine.ct2 import Ct2Engine
 from rrtf_serve.engine.protocol import Request, Sampling
@@ -98,7 +98,7 @@ def _served_by(engine: Ct2Engine, folder: Path, card: Card) -> Iterator[str]:
     with reserve("127.0.0.1", 0) as listener:
         listener.listen()
         server = uvicorn.Server(
-            uvicorn.Config(create_app(served, settings=ApiSettings()), log_level="warning")
+            uvicorn.Config(create_app(Models([served]), settings=ApiSettings()), log_level="warning")
         )
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         thread.start()

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from rrtf_serve import __version__
-from rrtf_serve.api.app import ApiSettings, Served, create_app
+from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
 from rrtf_serve.config import ServeConfig, read_config
 from rrtf_serve.engine.protocol import Engine
 from rrtf_serve.engine.scheduler import Scheduler
@@ -102,7 +102,7 @@ async def serve(
         # each key of its visitors, so that what the engine keeps of theirs is never used for another's.
         page_keys = {digest: secrets.token_urlsafe(32) for digest in keys}
         digests = keys | {hash_key(key) for key in page_keys.values()}
-        app = create_app(served, settings=ApiSettings(api_keys=digests))
+        app = create_app(Models([served]), settings=ApiSettings(api_keys=digests))
         address = address_of(listener)
         page = config.ui and _mount_page(app, address, page_keys)
         _add_root(app, page=page)

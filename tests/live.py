@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import uvicorn
 from fake_engine import FakeEngine, byte_tokenizer
 
-from rrtf_serve.api.app import ApiSettings, Served, create_app
+from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.models.families import FAMILIES
 from rrtf_serve.models.folder import Card
@@ -59,7 +59,7 @@ def serving(
         end_tokens=["<|endoftext|>"],
     )
     served = Served(NAME, ("tiny", "org/tiny-coder"), card, tokenizer, prompts, scheduler, 1_700_000_000)
-    app = create_app(served, settings=settings or ApiSettings())
+    app = create_app(Models([served]), settings=settings or ApiSettings())
     # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer on a kept connection
     # takes 40 ms.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:

@@ -5,7 +5,10 @@ gate         request ids and API keys;  body  JSON within a limit;  errors  Open
 fields       every field and what becomes of it;  kinds  what values may be;  messages  chat messages
 completions  a request's plan: prompts as tokens, limits, options;  chat  likewise;  options  what both share
 generation   from a plan to pieces of text;  shapes  their JSON;  answer, sse  HTTP answers, whole or streamed
-listing      the model list;  openapi  what /openapi.json says
+models       which model answers;  listing  the model list
+openapi      what /openapi.json says
+
+dialects     other servers' routes over the same plans
 
 A request goes body -> fields -> completions or chat -> generation -> shapes -> answer. May import `engine`
 and `models`; imported by `main`.

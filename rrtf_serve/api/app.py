@@ -1,6 +1,6 @@
-"""The HTTP API: OpenAI's completions, chat completions and models, over one served model.
+"""The HTTP API: OpenAI's completions, chat and models over the served models, and the dialects.
 
-    app = create_app(Served(...), settings=ApiSettings(api_keys=frozenset({digest})))
+    app = create_app(Models([Served(...)]), settings=ApiSettings(api_keys=frozenset({digest})))
 
 Bodies are checked by api/fields, never by FastAPI, so that every error has OpenAI's shape.
 """
@@ -16,8 +16,10 @@ from rrtf_serve.api.answer import answer
 from rrtf_serve.api.body import read_json
 from rrtf_serve.api.chat import plan_chat
 from rrtf_serve.api.completions import plan_completion
+from rrtf_serve.api.dialects import add_dialects
 from rrtf_serve.api.fields import CHAT_FIELDS, COMPLETION_FIELDS
 from rrtf_serve.api.gate import Gate
+from rrtf_serve.api.models import Models
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import Record
 from rrtf_serve.api.sse import ClientGone, unless_gone
@@ -27,8 +29,8 @@ _FAILURES = openapi.errors(400, 401, 404, 413, 415, 429, 500, 503)
 _GONE = 499
 
 
-def create_app(served: Served, *, settings: ApiSettings) -> FastAPI:
-    """The caller owns the scheduler: it closes it once the server has stopped."""
+def create_app(models: Models, *, settings: ApiSettings) -> FastAPI:
+    """The caller owns the schedulers: it closes them once the server has stopped."""
     app = FastAPI(
         title="RRTF",
         version=__version__,
@@ -49,6 +51,7 @@ def create_app(served: Served, *, settings: ApiSettings) -> FastAPI:
         """Text after a prompt, or between a prompt and a suffix."""
         try:
             body = await read_json(request, settings.max_body_bytes)
+            served = await models.get(body.get("model"))
             plan = await unless_gone(request.receive, plan_completion(served, settings, body))
             return await answer(request, served, plan)
         except ClientGone:
@@ -64,31 +67,33 @@ def create_app(served: Served, *, settings: ApiSettings) -> FastAPI:
         """The assistant's next message."""
         try:
             body = await read_json(request, settings.max_body_bytes)
+            served = await models.get(body.get("model"))
             plan = await unless_gone(request.receive, plan_chat(served, settings, body))
             return await answer(request, served, plan)
         except ClientGone:
             return Response(status_code=_GONE)
 
     @app.get("/v1/models", responses=openapi.errors(401))
-    async def models() -> Record:
-        """The served model, with its context length (`max_model_len`, tokens) and its conversion card."""
-        return listing.list_models(served)
+    async def model_list() -> Record:
+        """The served models, with context lengths (`max_model_len`, tokens) and conversion cards."""
+        return listing.list_models(models)
 
     @app.get("/v1/models/{name:path}", responses=openapi.errors(401, 404))
     async def model(name: str) -> Record:
         """One model, by its name or an alias."""
-        return listing.find_model(served, name)
+        return await listing.find_model(models, name)
 
     @app.get("/health")
     async def health() -> Record:
         """Answers as long as requests are accepted."""
-        return {"status": "ok", "model": served.name}
+        return {"status": "ok", "model": models.all[0].name}
 
     @app.get("/version")
     async def version() -> Record:
         return {"version": __version__}
 
+    add_dialects(app, models, settings)
     return app
 
 
-__all__ = ["ApiSettings", "Served", "create_app"]
+__all__ = ["ApiSettings", "Models", "Served", "create_app"]

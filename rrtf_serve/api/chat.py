@@ -10,7 +10,7 @@ from rrtf_serve.api.errors import invalid_value
 from rrtf_serve.api.fields import CHAT_FIELDS, parse
 from rrtf_serve.api.generation import Job, room
 from rrtf_serve.api.messages import read_messages
-from rrtf_serve.api.options import check_length, check_model, check_rows, include_usage, sampling
+from rrtf_serve.api.options import check_length, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import ChatShape
 
@@ -20,7 +20,6 @@ async def plan_chat(served: Served, settings: ApiSettings, body: dict[str, objec
     engine = served.scheduler.capabilities
     parsed = parse(CHAT_FIELDS, body, engine)
     values = parsed.values
-    check_model(served, values["model"])
     check_rows(settings, 1, values["n"])
     messages = read_messages(values["messages"])
     try:

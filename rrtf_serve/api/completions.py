@@ -9,7 +9,7 @@ from rrtf_serve.api.answer import Echo, Plan
 from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Values, parse
 from rrtf_serve.api.generation import Job, Scored, refusals, room
-from rrtf_serve.api.options import check_length, check_model, check_rows, include_usage, sampling
+from rrtf_serve.api.options import check_length, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
 from rrtf_serve.models.prompts import PromptError
@@ -25,7 +25,6 @@ async def plan_completion(served: Served, settings: ApiSettings, body: dict[str,
     engine = served.scheduler.capabilities
     parsed = parse(COMPLETION_FIELDS, body, engine)
     values = parsed.values
-    check_model(served, values["model"])
     given: tuple[Prompt, ...] = values["prompt"]
     copies = values["best_of"] or values["n"]
     check_rows(settings, len(given), copies)

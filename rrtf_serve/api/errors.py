@@ -8,7 +8,7 @@ FastAPI's own errors, the only one that llm-ls parses for an OpenAI back-end.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fastapi import FastAPI
@@ -46,6 +46,10 @@ class ApiError(Exception):
         }
         detail = {"loc": ["body", *self.path], "msg": self.message, "type": self.code}
         return {"error": error, "detail": [detail]}
+
+
+# What stands in the body of errors under a path that other servers' clients use; elsewhere OpenAI's envelope.
+SHAPES: dict[str, Callable[[ApiError], dict[str, object]]] = {}
 
 
 def param(path: FieldPath) -> str:
@@ -130,18 +134,20 @@ def json_type(value: object) -> str:
     return names.get(type(value), "an object")
 
 
-def error_response(error: ApiError) -> Response:
+def error_response(error: ApiError, path: str) -> Response:
+    """In the shape that clients of this path read; `path` is the URL's."""
+    shape = next((shape for prefix, shape in SHAPES.items() if path.startswith(prefix)), ApiError.body)
     return Response(
-        json.dumps(error.body()),
+        json.dumps(shape(error)),
         status_code=error.status,
         headers=dict(error.headers),
         media_type="application/json",
     )
 
 
-async def _on_api_error(_: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -154,13 +160,15 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     }
     code, message = known.get(error.status_code, ("http_error", str(error.detail)))
     kind = INVALID if error.status_code < 500 else "server_error"
-    return error_response(ApiError(error.status_code, message, code, type=kind, headers=error.headers or {}))
+    return error_response(
+        ApiError(error.status_code, message, code, type=kind, headers=error.headers or {}), request.url.path
+    )
 
 
 async def _on_failure(request: Request, _: Exception) -> Response:
     """A fault of ours. Starlette raises it again after this answer, so that uvicorn logs the traceback."""
     request_id = request.scope.get("rrtf.request_id", "unknown")
-    response = error_response(internal(request_id))
+    response = error_response(internal(request_id), request.url.path)
     response.headers["x-request-id"] = request_id
     return response
 

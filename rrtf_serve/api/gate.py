@@ -43,7 +43,7 @@ class Gate:
         try:
             scope["rrtf.owner"] = self._owner(scope["path"], headers)
         except ApiError as problem:
-            await error_response(problem)(scope, receive, send_with_id)
+            await error_response(problem, scope["path"])(scope, receive, send_with_id)
         else:
             await self._app(scope, receive, send_with_id)
 

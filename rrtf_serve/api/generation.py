@@ -19,6 +19,7 @@ from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, 
 from rrtf_serve.api.settings import Served
 from rrtf_serve.engine.protocol import Delta, Request, Sampling, TokenLogprob
 from rrtf_serve.engine.scheduler import QueueFull, SchedulerClosed, Stream
+from rrtf_serve.engine.ticket import Ticket
 from rrtf_serve.models.tokens import TextStream, Tokenizer
 
 Finish = Literal["stop", "length"]
@@ -32,6 +33,8 @@ class Job:
     sampling: Sampling
     end_ids: frozenset[int]
     stops: tuple[str, ...] = ()
+    interactive: bool = False  # as in Ticket, and so is editor
+    editor: str | None = None
 
     @property
     def rows(self) -> int:
@@ -92,7 +95,8 @@ class Generation:
             for copy in range(job.copies)
         ]
         with refusals(("prompt",)):
-            self._stream = served.scheduler.submit(requests)
+            ticket = Ticket(owner, job.interactive, job.editor)
+            self._stream = served.scheduler.submit(requests, ticket)
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """Ends once every row has finished. Raises EngineError, ApiError when the server stops meanwhile."""

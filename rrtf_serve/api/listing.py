@@ -1,8 +1,8 @@
-"""GET /v1/models: the one model that is served, with its card."""
+"""GET /v1/models: the models that are served, with their cards."""
 
 from __future__ import annotations
 
-from rrtf_serve.api.options import check_model
+from rrtf_serve.api.models import Models
 from rrtf_serve.api.settings import Served
 from rrtf_serve.api.shapes import Record
 
@@ -21,11 +21,10 @@ def model_record(served: Served) -> Record:
     }
 
 
-def list_models(served: Served) -> Record:
-    return {"object": "list", "data": [model_record(served)]}
+def list_models(models: Models) -> Record:
+    return {"object": "list", "data": [model_record(served) for served in models.all]}
 
 
-def find_model(served: Served, name: str) -> Record:
+async def find_model(models: Models, name: str) -> Record:
     """By name or alias. Raises ApiError 404."""
-    check_model(served, name)
-    return model_record(served)
+    return model_record(await models.get(name))

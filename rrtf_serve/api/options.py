@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, invalid_value
+from rrtf_serve.api.errors import FieldPath, context_length_exceeded, invalid_value
 from rrtf_serve.api.fields import Values
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.engine.protocol import Sampling
 
 PLAUSIBLE_CHARACTERS = 8  # per token, of code or prose; more than that is looked at in pieces first
 PIECE_CHARACTERS = 50_000
-
-
-def check_model(served: Served, model: str | None) -> None:
-    """Raises ApiError 404. A request that names no model gets the one there is."""
-    if model is not None and model != served.name and model not in served.aliases:
-        raise ApiError(
-            404,
-            f"The model '{model[:200]}' does not exist here. This server has '{served.name}'.",
-            "model_not_found",
-            path=("model",),
-        )
 
 
 def check_length(served: Served, text: str, path: FieldPath) -> None:

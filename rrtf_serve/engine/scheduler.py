@@ -37,6 +37,7 @@ from rrtf_serve.engine.protocol import (
 )
 from rrtf_serve.engine.score import Score, engine_error
 from rrtf_serve.engine.stream import QueueFull, SchedulerClosed, Stream, call
+from rrtf_serve.engine.ticket import NOBODY, Ticket
 
 __all__ = ["QueueFull", "Scheduler", "SchedulerClosed", "Stream"]
 
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 class _Job:
     requests: list[Request]
     stream: Stream
+    ticket: Ticket
     alone: bool = False  # its batch was refused; run by itself to find out whose fault that was
     cancelled: set[int] = field(default_factory=set)
     offset: int | None = None  # of its first row in the batch; None: it is not in one yet
@@ -95,12 +97,12 @@ class Scheduler:
         """Rows of the running batch that have not ended."""
         return len(self._rows)
 
-    def submit(self, requests: list[Request]) -> Stream:
+    def submit(self, requests: list[Request], ticket: Ticket = NOBODY) -> Stream:
         """Queue the rows of one HTTP request; on an event loop. Raises QueueFull, SchedulerClosed."""
         if not requests:
             raise ValueError("no requests: a job needs at least one row")
         stream = Stream(len(requests), lambda row: self._cancel(job, row))
-        job = _Job(requests, stream)
+        job = _Job(requests, stream, ticket)
         self._put(job)
         return stream
 
