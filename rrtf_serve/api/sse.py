@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rrtf_serve.api.errors import ApiError, internal
+from rrtf_serve.api.errors import ApiError, internal, note
 from rrtf_serve.engine.protocol import EngineError
 
 DONE = b"data: [DONE]\n\n"
@@ -67,11 +67,14 @@ class EventStream(Response):
             async for chunk in self._events:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except ApiError as error:
+            note(scope, error)
             last = event(error.body())
         except EngineError:
             request_id = scope.get("rrtf.request_id", "unknown")
             log.exception("request %s failed in mid-stream", request_id)
-            last = event(internal(request_id).body())
+            problem = internal(request_id)
+            note(scope, problem)
+            last = event(problem.body())
         await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
