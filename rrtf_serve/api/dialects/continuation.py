@@ -1,8 +1,10 @@
-"""A text to go on with, for dialects whose limits give way: tokens that don't fit are not asked for."""
+"""A text or a conversation to go on with, for dialects whose limits give way: tokens that don't fit are not
+asked for."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 
 from starlette.requests import Request as HttpRequest
 
@@ -49,6 +51,28 @@ async def continuation_job(
     )
 
 
+async def conversation_job(
+    served: Served,
+    settings: ApiSettings,
+    messages: Sequence[Mapping[str, str]],
+    sampling: Sampling,
+    *,
+    asked: int | None,
+    stops: tuple[str, ...],
+    path: FieldPath,
+) -> Job:
+    """The assistant's next message. `path`: of the field that the messages come from. Raises ApiError 400."""
+    ids = await asyncio.to_thread(_encode_messages, served, messages, path)
+    return Job(
+        (ids,),
+        1,
+        (tokens_left(served, settings, len(ids), asked, path),),
+        sampling,
+        served.prompts.chat_end_ids,
+        stops + served.prompts.chat_stops,
+    )
+
+
 def tokens_left(
     served: Served, settings: ApiSettings, prompt: int, asked: int | None, path: FieldPath = ("prompt",)
 ) -> int:
@@ -82,3 +106,13 @@ def _encode(served: Served, prompts: tuple[Prompt, ...]) -> tuple[tuple[int, ...
             raise invalid_value(path, "it is empty; the model needs at least one token to start from.")
         encoded.append(ids)
     return tuple(encoded)
+
+
+def _encode_messages(
+    served: Served, messages: Sequence[Mapping[str, str]], path: FieldPath
+) -> tuple[int, ...]:
+    check_length(served, "".join(message["content"] for message in messages), path)
+    try:
+        return tuple(served.prompts.chat(messages))
+    except ValueError as error:  # PromptError, or what the model's own template says
+        raise invalid_value(path, str(error)) from error

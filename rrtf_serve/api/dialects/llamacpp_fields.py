@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 
 from rrtf_serve.api import fields
+from rrtf_serve.api.dialects.anything import Anything, refused_unless_empty
 from rrtf_serve.api.errors import FieldPath, unsupported
-from rrtf_serve.api.fields import Asked, Field, Rule, Values, Verdict
+from rrtf_serve.api.fields import Asked, Field, Values, Verdict
 from rrtf_serve.api.kinds import Array, Boolean, Integer, Kind, Number, Object, Prompt, Schema, Stops, Text
 from rrtf_serve.engine.protocol import Capabilities, Sampling
 
@@ -20,15 +21,6 @@ TEMPERATURE, TOP_K, TOP_P, MIN_P = 0.8, 40, 0.95, 0.05
 RANDOM_SEED = 2**32 - 1  # llama.cpp's number for "any"; -1 is the same
 MAX_EXTRA = 256  # pieces of other files
 MAX_RESPONSE_FIELDS = 256
-
-
-def refused_unless_empty(reason: str) -> Rule:
-    def rule(asked: Asked) -> Verdict:
-        if not asked.value:
-            return fields.NEUTRAL
-        return Verdict(fields.Decision.REFUSED, reason)
-
-    return rule
 
 
 def seed(asked: Asked) -> Verdict:
@@ -39,17 +31,6 @@ def seed(asked: Asked) -> Verdict:
 
 def n_probs(asked: Asked) -> Verdict:
     return fields.completion_logprobs(asked) if asked.value else fields.NEUTRAL
-
-
-@dataclass(frozen=True)
-class Anything:
-    """For fields whose value is of no concern beyond whether there is one."""
-
-    def check(self, value: object, path: FieldPath) -> object:  # noqa: ARG002  # of the protocol
-        return value
-
-    def schema(self) -> Schema:
-        return {}
 
 
 @dataclass(frozen=True)
