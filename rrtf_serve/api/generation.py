@@ -17,6 +17,7 @@ from typing import Literal
 
 from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, queue_full, shutting_down
 from rrtf_serve.api.settings import Served
+from rrtf_serve.api.trimming import Cursor, Trim
 from rrtf_serve.engine.protocol import Delta, Request, Sampling, TokenLogprob
 from rrtf_serve.engine.scheduler import QueueFull, SchedulerClosed, Stream
 from rrtf_serve.engine.ticket import Ticket
@@ -35,6 +36,7 @@ class Job:
     stops: tuple[str, ...] = ()
     interactive: bool = False  # as in Ticket, and so is editor
     editor: str | None = None
+    cursor: Cursor | None = None  # ends each row as editors expect
 
     @property
     def rows(self) -> int:
@@ -84,7 +86,7 @@ class Generation:
         self.job = job
         self.completion_tokens = 0
         scored = job.sampling.logprobs is not None
-        self._rows = [_Row(row, served.tokenizer, job.stops, scored) for row in range(job.rows)]
+        self._rows = [_Row(row, served.tokenizer, job, scored) for row in range(job.rows)]
         self._running = job.rows
         self._stream: Stream | None = None
         if not any(job.max_tokens):  # nothing to generate: echo alone
@@ -129,12 +131,13 @@ class Generation:
 
 
 class _Row:
-    __slots__ = ("_emitted", "_ledger", "_stream", "finished", "number")
+    __slots__ = ("_emitted", "_ledger", "_stream", "_trim", "finished", "number")
 
-    def __init__(self, number: int, tokenizer: Tokenizer, stops: tuple[str, ...], scored: bool) -> None:
+    def __init__(self, number: int, tokenizer: Tokenizer, job: Job, scored: bool) -> None:
         self.number = number
         self.finished = False
-        self._stream = TextStream(tokenizer, stops)
+        self._stream = TextStream(tokenizer, job.stops)
+        self._trim = None if job.cursor is None else Trim(job.cursor)
         self._ledger = _Ledger() if scored else None
         self._emitted = 0  # characters
 
@@ -148,12 +151,17 @@ class _Row:
             if self._ledger is not None and delta.logprob is not None:
                 self._ledger.add(self._stream.offset, delta.logprob)
         finish: Finish | None = "stop" if stopped else delta.finish
-        if finish is not None:
-            self.finished = True
-            if not stopped:
-                text += self._stream.flush()
+        if finish is not None and not stopped:
+            text += self._stream.flush()
+        cut = stopped
+        if self._trim is not None:
+            text, ended = self._trim.push(text)
+            if finish is not None:
+                text += self._trim.flush()
+            finish, cut = "stop" if ended else finish, True
+        self.finished = finish is not None
         self._emitted += len(text)
-        whole = finish is not None and not stopped
+        whole = self.finished and not cut
         scored = self._ledger.take(math.inf if whole else self._emitted) if self._ledger is not None else ()
         return Piece(self.number, text, scored, finish) if text or scored or finish is not None else None
 

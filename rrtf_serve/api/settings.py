@@ -23,14 +23,20 @@ class Served:
     prompts: Prompts
     scheduler: Scheduler
     created: int  # Unix seconds
+    prefill_speed: float | None = None  # tokens of prompt read in a second, measured; None: not known
 
 
 @dataclass(frozen=True)
 class ApiSettings:
     api_keys: frozenset[str] = frozenset()  # SHA-256 hex digests; none: every client is let in
-    protected: tuple[str, ...] = ("/v1",)  # path prefixes that ask for a key
+    # path prefixes that ask for a key
+    protected: tuple[str, ...] = (
+        "/v1", "/api", "/infill", "/completion", "/completions", "/props", "/slots", "/tokenize",
+        "/detokenize", "/apply-template",
+    )  # fmt: skip
     max_body_bytes: int = 4 * 2**20
     max_rows: int = 256  # completions made for one request: prompts x choices
+    first_token_seconds: float = 1.0  # an editor's prompt is cut to what is read in this time; 0: it isn't
     chat_max_tokens: int = 1024  # a chat that names no limit ends here, or where the context does
 
     def admits(self, key: bytes) -> bool:
