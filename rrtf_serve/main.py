@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from prometheus_client import disable_created_metrics
 
 from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
 from rrtf_serve.api.keys import VARIABLE, Keyring, read_variable
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         # Taken before the long work: a port in use is said at once, not after a download.
         with reserve(config.host, config.port) as listener:
+            disable_created_metrics()  # a series beside each counter, of which nobody makes use
             metrics = Metrics(by_key=config.metrics_by_key)
             with closing(RequestLog(log_format, config.log_file, lost=metrics.lost_lines.inc)) as requests:
                 if hangs_up(config):
@@ -163,6 +165,7 @@ def settings_of(config: ServeConfig, origins: Origins) -> ApiSettings:
         open_paths=open_paths,
         max_body_bytes=config.max_body_bytes,
         max_prompt_tokens=config.max_prompt_tokens,
+        first_token_seconds=config.first_token_seconds,
         request_seconds=config.request_seconds,
         limits=Limits(config.requests_per_minute, config.tokens_per_minute, config.concurrent_requests),
         origins=origins,

@@ -16,11 +16,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, queue_full, shutting_down
+from rrtf_serve.api.errors import (
+    ApiError,
+    FieldPath,
+    context_length_exceeded,
+    deadline_exceeded,
+    queue_full,
+    replaced,
+    shutting_down,
+)
 from rrtf_serve.api.settings import Served
 from rrtf_serve.api.visit import current
 from rrtf_serve.engine.protocol import Delta, Request, Sampling, TokenLogprob
 from rrtf_serve.engine.scheduler import QueueFull, SchedulerClosed, Stream
+from rrtf_serve.engine.stream import DeadlineExceeded, Replaced
 from rrtf_serve.engine.ticket import Ticket
 from rrtf_serve.models.tokens import TextStream, Tokenizer
 
@@ -213,5 +222,9 @@ def refusals(path: FieldPath) -> Iterator[None]:
         raise queue_full(error.retry_after_s) from error
     except SchedulerClosed as error:
         raise shutting_down() from error
+    except DeadlineExceeded as error:
+        raise deadline_exceeded() from error
+    except Replaced as error:
+        raise replaced() from error
     except ValueError as error:
         raise ApiError(400, str(error), "invalid_value", path=path) from error

@@ -23,6 +23,7 @@ class Served:
     prompts: Prompts
     scheduler: Scheduler
     created: int  # Unix seconds
+    prefill_speed: float | None = None  # tokens of prompt read in a second, measured; None: not known
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ApiSettings:
     page: str = "/ui"  # what lies under it has a sign-in of its own
     max_body_bytes: int = 4 * 2**20
     max_rows: int = 256  # completions made for one request: prompts x choices
+    first_token_seconds: float = 1.0  # an editor's prompt is cut to what is read in this time; 0: it isn't
     chat_max_tokens: int = 1024  # a chat that names no limit ends here, or where the context does
     max_prompt_tokens: int | None = None  # of each prompt; None: what the context holds
     request_seconds: float | None = None  # from a request's arrival to the end of its answer; None: no limit

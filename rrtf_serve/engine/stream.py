@@ -23,6 +23,20 @@ class SchedulerClosed(Exception):  # noqa: N818 - a state, as QueueFull is
         super().__init__("the server is shutting down")
 
 
+class DeadlineExceeded(Exception):  # noqa: N818 - as QueueFull
+    """The job's deadline passed before all of its rows had ended."""
+
+    def __init__(self) -> None:
+        super().__init__("the time limit of this request passed before its answer was complete")
+
+
+class Replaced(Exception):  # noqa: N818 - as QueueFull
+    """The same editor has asked for something newer."""
+
+    def __init__(self) -> None:
+        super().__init__("a newer request of the same editor replaced this one")
+
+
 class Stream:
     """The deltas of one `submit`, for one consumer on the event loop that submitted it.
 
