@@ -131,7 +131,11 @@ async def serve(
     """Serve the model of `folder` until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to
     finish. Closes the engine."""
     keys = operation.keys
-    scheduler = Scheduler(engine, max_queue=config.max_queue)
+    scheduler = Scheduler(
+        engine,
+        max_queue=config.max_queue,
+        observer=operation.metrics.observer(config.served_name or card.name),
+    )
     try:
         served = assemble(config, folder, card, scheduler)
         app = create_app(

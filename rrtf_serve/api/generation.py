@@ -26,6 +26,7 @@ from rrtf_serve.api.errors import (
     shutting_down,
 )
 from rrtf_serve.api.settings import Served
+from rrtf_serve.api.trimming import Cursor, Trim
 from rrtf_serve.api.visit import current
 from rrtf_serve.engine.protocol import Delta, Request, Sampling, TokenLogprob
 from rrtf_serve.engine.scheduler import QueueFull, SchedulerClosed, Stream
@@ -46,6 +47,7 @@ class Job:
     stops: tuple[str, ...] = ()
     interactive: bool = False  # as in Ticket, and so is editor
     editor: str | None = None
+    cursor: Cursor | None = None  # ends each row as editors expect
 
     @property
     def rows(self) -> int:
@@ -95,7 +97,7 @@ class Generation:
         self.job = job
         self.completion_tokens = 0
         scored = job.sampling.logprobs is not None
-        self._rows = [_Row(row, served.tokenizer, job.stops, scored) for row in range(job.rows)]
+        self._rows = [_Row(row, served.tokenizer, job, scored) for row in range(job.rows)]
         self._running = job.rows
         self._visit = current()
         self._stream: Stream | None = None
@@ -156,12 +158,13 @@ def _texts(tokenizer: Tokenizer, job: Job) -> list[str]:
 
 
 class _Row:
-    __slots__ = ("_emitted", "_ledger", "_stream", "finished", "number")
+    __slots__ = ("_emitted", "_ledger", "_stream", "_trim", "finished", "number")
 
-    def __init__(self, number: int, tokenizer: Tokenizer, stops: tuple[str, ...], scored: bool) -> None:
+    def __init__(self, number: int, tokenizer: Tokenizer, job: Job, scored: bool) -> None:
         self.number = number
         self.finished = False
-        self._stream = TextStream(tokenizer, stops)
+        self._stream = TextStream(tokenizer, job.stops)
+        self._trim = None if job.cursor is None else Trim(job.cursor)
         self._ledger = _Ledger() if scored else None
         self._emitted = 0  # characters
 
@@ -175,12 +178,17 @@ class _Row:
             if self._ledger is not None and delta.logprob is not None:
                 self._ledger.add(self._stream.offset, delta.logprob)
         finish: Finish | None = "stop" if stopped else delta.finish
-        if finish is not None:
-            self.finished = True
-            if not stopped:
-                text += self._stream.flush()
+        if finish is not None and not stopped:
+            text += self._stream.flush()
+        cut = stopped
+        if self._trim is not None:
+            text, ended = self._trim.push(text)
+            if finish is not None:
+                text += self._trim.flush()
+            finish, cut = "stop" if ended else finish, True
+        self.finished = finish is not None
         self._emitted += len(text)
-        whole = finish is not None and not stopped
+        whole = self.finished and not cut
         scored = self._ledger.take(math.inf if whole else self._emitted) if self._ledger is not None else ()
         return Piece(self.number, text, scored, finish) if text or scored or finish is not None else None
 

@@ -20,8 +20,9 @@ from rrtf_serve.api.errors import context_length_exceeded, invalid_value, unsupp
 from rrtf_serve.api.generation import Job
 from rrtf_serve.api.options import check_rows
 from rrtf_serve.api.settings import ApiSettings, Served
+from rrtf_serve.api.trimming import Cursor
 from rrtf_serve.engine.protocol import Sampling
-from rrtf_serve.models.prompts import PromptError
+from rrtf_serve.models.prompts import PromptError, Setting
 
 DEFAULT_MAX_TOKENS = 128  # where an editor names no limit
 LEAST_PROMPT = 64  # tokens that an interactive prompt may have however slow the model is: less says nothing
@@ -76,7 +77,7 @@ async def infill_job(
     if infill.interactive:
         budget = min(budget, _readable(served, settings, infill, copies))
     # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
-    ids = await asyncio.to_thread(_encode, served, infill, budget)
+    ids, cursor = await asyncio.to_thread(_read, served, infill, budget)
     return Job(
         (ids,),
         copies,
@@ -86,14 +87,22 @@ async def infill_job(
         infill.stops + served.prompts.middle_stops(infill.prefix, infill.suffix),
         interactive=infill.interactive,
         editor=editor if infill.interactive else None,
+        cursor=cursor,
     )
 
 
-def _encode(served: Served, infill: Infill, budget: int) -> tuple[int, ...]:
+def _read(served: Served, infill: Infill, budget: int) -> tuple[tuple[int, ...], Cursor | None]:
+    setting = Setting(
+        infill.filename or "",
+        tuple((snippet.filename, snippet.text) for snippet in infill.snippets),
+        infill.repository or "",
+    )
     try:
-        return tuple(served.prompts.infill_limited(infill.prefix, infill.suffix, budget))
+        ids = served.prompts.infill_limited(infill.prefix, infill.suffix, budget, setting)
     except PromptError as error:
         raise invalid_value(("suffix",), str(error)) from error
+    cursor = Cursor(infill.prefix, infill.suffix, infill.filename) if infill.interactive else None
+    return tuple(ids), cursor
 
 
 def _readable(served: Served, settings: ApiSettings, infill: Infill, copies: int) -> int:

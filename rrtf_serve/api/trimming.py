@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rrtf_serve.api.scanner import CLOSERS, Scanner, syntax_of
+from rrtf_serve.api.scanner import CLOSERS, Scanner
+from rrtf_serve.models.syntax import syntax_of
 
 NEAR = 8000  # characters before and after the cursor that are looked at
 OVERLAP = 1000  # characters of the suffix that a completion may end with
@@ -103,10 +104,13 @@ class Trim:
         """Keep so many characters, less what the suffix says again and the space before a line break."""
         head = self._cursor.head
         text = self._text[:end]
-        text = text[: self._overlap(text, exact=True)]
+        kept = text[: self._overlap(text, exact=True)]
         if not head.strip() or head[0] in "\r\n":
-            text = text.rstrip()
-        self._text, self.ended = text, True
+            if kept == text:  # without the space at its end it may say it after all
+                text = text.rstrip()
+                kept = text[: self._overlap(text, exact=True)]
+            kept = kept.rstrip()
+        self._text, self.ended = kept, True
 
     def _safe(self) -> int:
         """How much stays whatever comes."""
