@@ -55,7 +55,8 @@ def serving(
     engine = engine or FakeEngine()
     tokenizer = byte_tokenizer()
     card = Card(NAME, "qwen2", family, engine.capabilities.max_context, "int8")
-    scheduler = Scheduler(engine, max_queue=max_queue)
+    metrics = metrics or Metrics()
+    scheduler = Scheduler(engine, max_queue=max_queue, observer=metrics.observer(NAME))
     prompts = Prompts(
         tokenizer,
         FAMILIES[family],

@@ -128,6 +128,8 @@ class Generation:
         while self._running:
             with refusals(("prompt",)):
                 deltas = await anext(stream)
+            if self._visit.queue_seconds is None:
+                self._visit.queue_seconds = stream.queue_seconds
             pieces = [piece for delta in deltas if (piece := self._piece(stream, delta)) is not None]
             if pieces:
                 yield pieces
@@ -145,7 +147,7 @@ class Generation:
             if piece is not None and piece.finish is not None:
                 self._visit.finishes.append(piece.finish)
             if delta.finish is None:
-                stream.cancel(delta.row)
+                stream.cancel(delta.row, "stop")
         return piece
 
     def cancel(self) -> None:
