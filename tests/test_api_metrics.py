@@ -193,7 +193,6 @@ def test_the_scheduler_tells_of_real_answers() -> None:
     with serving(engine, metrics=metrics) as server, httpx.Client(base_url=server.address) as client:
         client.post("/v1/completions", json={"prompt": "abcdef", "max_tokens": 5})
         client.post("/v1/completions", json={"prompt": "abcdef", "max_tokens": 50, "stop": "d"})
-        client.post("/v1/completions", json={"prompt": "abcdef", "max_tokens": 501, "n": 2})
         found = read(server)
     model = {"model_name": NAME}
     assert value(found, "vllm:request_success_total", finished_reason="length", **model) == 1
