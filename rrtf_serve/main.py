@@ -29,6 +29,7 @@ from rrtf_serve.api.metrics import Metrics
 from rrtf_serve.api.origin import ANY, Origins, is_loopback
 from rrtf_serve.arguments import parser
 from rrtf_serve.config import ServeConfig, read_config
+from rrtf_serve.engine.prefill import SAMPLE_CODE, prefill_speed
 from rrtf_serve.engine.protocol import Engine
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.greeting import banner
@@ -138,6 +139,12 @@ async def serve(
     )
     try:
         served = assemble(config, folder, card, scheduler)
+        if config.first_token_seconds:
+            # Before anybody may ask; away from the event loop, which has signals to hear.
+            sample = served.tokenizer.encode(SAMPLE_CODE, specials=False)
+            speed = await asyncio.to_thread(prefill_speed, engine, sample)
+            log.info("the model reads %.0f tokens per second", speed)
+            served = replace(served, prefill_speed=speed)
         app = create_app(
             Models([served]),
             settings=settings_of(config, operation.origins),
