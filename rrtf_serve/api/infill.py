@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request as HttpRequest
 
-from rrtf_serve.api.errors import context_length_exceeded, invalid_value, unsupported
+from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
 from rrtf_serve.api.generation import Job
 from rrtf_serve.api.options import check_rows
 from rrtf_serve.api.settings import ApiSettings, Served
@@ -67,11 +67,7 @@ async def infill_job(
     interactive request's `max_tokens` shrinks instead."""
     check_rows(settings, 1, copies)
     if not served.prompts.has_infill and infill.suffix.strip():
-        raise unsupported(
-            ("suffix",),
-            f"The model '{served.name}' (family '{served.card.family}') has no fill-in-the-middle tokens; "
-            "leave it out, or serve a model that has them, such as qwen2.5-coder or starcoder.",
-        )
+        raise no_infill(served)
     context = served.scheduler.capabilities.max_context
     completion = min(infill.max_tokens, context // 2) if infill.interactive else infill.max_tokens
     if completion >= context:
@@ -92,6 +88,14 @@ async def infill_job(
         editor=editor if infill.interactive else None,
         cursor=cursor,
         min_tokens=min(infill.min_tokens, completion),
+    )
+
+
+def no_infill(served: Served) -> ApiError:
+    return unsupported(
+        ("suffix",),
+        f"The model '{served.name}' (family '{served.card.family}') has no fill-in-the-middle tokens; "
+        "leave it out, or serve a model that has them, such as qwen2.5-coder or starcoder.",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rrtf_serve.engine.protocol import Engine, Request, Sampling
 
+SAMPLE_CODE = "def mean(values: list[float]) -> float:\n    return sum(values) / len(values)\n\n\n"
 _SIZES = (64, 256, 1024)  # tokens; a slow model has told enough with the first
 _LONG_ENOUGH_S = 0.25
 _OWNER = "prefill speed"  # nobody's requests find these prompts in an engine's memory
