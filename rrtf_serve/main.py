@@ -15,6 +15,7 @@ import secrets
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -23,6 +24,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from rrtf_serve import __version__
 from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
 from rrtf_serve.config import ServeConfig, read_config
+from rrtf_serve.engine.prefill import SAMPLE_CODE, prefill_speed
 from rrtf_serve.engine.protocol import Engine
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.greeting import banner
@@ -98,6 +100,11 @@ async def serve(
     scheduler = Scheduler(engine, max_queue=config.max_queue)
     try:
         served = assemble(config, folder, card, scheduler)
+        # Before anybody may ask; away from the event loop, which has signals to hear.
+        sample = served.tokenizer.encode(SAMPLE_CODE, specials=False)
+        speed = await asyncio.to_thread(prefill_speed, engine, sample)
+        log.info("the model reads %.0f tokens per second", speed)
+        served = replace(served, prefill_speed=speed)
         # The page is a client like any other: with keys set it needs some, made anew at each start: one for
         # each key of its visitors, so that what the engine keeps of theirs is never used for another's.
         page_keys = {digest: secrets.token_urlsafe(32) for digest in keys}

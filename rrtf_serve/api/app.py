@@ -12,13 +12,14 @@ from starlette.responses import Response
 
 from rrtf_serve import __version__
 from rrtf_serve.api import errors, listing, openapi
-from rrtf_serve.api.answer import answer
+from rrtf_serve.api.answer import Plan, answer
 from rrtf_serve.api.body import read_json
 from rrtf_serve.api.chat import plan_chat
 from rrtf_serve.api.completions import plan_completion
-from rrtf_serve.api.dialects import add_dialects
+from rrtf_serve.api.dialects import add_dialects, tabby
 from rrtf_serve.api.fields import CHAT_FIELDS, COMPLETION_FIELDS
 from rrtf_serve.api.gate import Gate
+from rrtf_serve.api.infill import editor_of
 from rrtf_serve.api.models import Models
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import Record
@@ -27,6 +28,8 @@ from rrtf_serve.api.sse import ClientGone, unless_gone
 _FAILURES = openapi.errors(400, 401, 404, 413, 415, 429, 500, 503)
 # Nobody reads it; the status is what proxies log for a client that went away.
 _GONE = 499
+# With "true" the request is an editor's: its prompt is cut to the latency budget, its answer trimmed.
+INTERACTIVE = "x-rrtf-interactive"
 
 
 def create_app(models: Models, *, settings: ApiSettings) -> FastAPI:
@@ -52,7 +55,7 @@ def create_app(models: Models, *, settings: ApiSettings) -> FastAPI:
         try:
             body = await read_json(request, settings.max_body_bytes)
             served = await models.get(body.get("model"))
-            plan = await unless_gone(request.receive, plan_completion(served, settings, body))
+            plan = await unless_gone(request.receive, _plan(request, served, settings, body))
             return await answer(request, served, plan)
         except ClientGone:
             return Response(status_code=_GONE)
@@ -94,6 +97,15 @@ def create_app(models: Models, *, settings: ApiSettings) -> FastAPI:
 
     add_dialects(app, models, settings)
     return app
+
+
+async def _plan(request: Request, served: Served, settings: ApiSettings, body: dict[str, object]) -> Plan:
+    """/v1/completions takes OpenAI's request, an editor's where a header says so, and Tabby's."""
+    if body.get("segments") is not None:
+        return await tabby.plan_segments(request, served, settings, body)
+    interactive = request.headers.get(INTERACTIVE, "").strip().lower() in ("true", "1")
+    editor = (lambda infill: editor_of(request, "openai", infill)) if interactive else None
+    return await plan_completion(served, settings, body, editor=editor)
 
 
 __all__ = ["ApiSettings", "Models", "Served", "create_app"]

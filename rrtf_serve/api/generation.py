@@ -37,6 +37,7 @@ class Job:
     interactive: bool = False  # as in Ticket, and so is editor
     editor: str | None = None
     cursor: Cursor | None = None  # ends each row as editors expect
+    min_tokens: int = 0  # before an end token may end a row
 
     @property
     def rows(self) -> int:
@@ -92,7 +93,7 @@ class Generation:
         if not any(job.max_tokens):  # nothing to generate: echo alone
             return
         requests = [
-            Request(prompt, tokens, job.end_ids, _of_copy(job.sampling, copy), owner=owner)
+            Request(prompt, tokens, job.end_ids, _of_copy(job.sampling, copy), job.min_tokens, owner)
             for prompt, tokens in zip(job.prompts, job.max_tokens, strict=True)
             for copy in range(job.copies)
         ]

@@ -32,7 +32,7 @@ class ApiSettings:
     # path prefixes that ask for a key
     protected: tuple[str, ...] = (
         "/v1", "/api", "/infill", "/completion", "/completions", "/props", "/slots", "/tokenize",
-        "/detokenize", "/apply-template",
+        "/detokenize", "/apply-template", "/v1beta", "/generate", "/generate_stream", "/info", "/models",
     )  # fmt: skip
     max_body_bytes: int = 4 * 2**20
     max_rows: int = 256  # completions made for one request: prompts x choices
