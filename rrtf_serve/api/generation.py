@@ -13,11 +13,13 @@ import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, queue_full, shutting_down
 from rrtf_serve.api.settings import Served
 from rrtf_serve.api.trimming import Cursor, Trim
+from rrtf_serve.api.visit import current
 from rrtf_serve.engine.protocol import Delta, Request, Sampling, TokenLogprob
 from rrtf_serve.engine.scheduler import QueueFull, SchedulerClosed, Stream
 from rrtf_serve.engine.ticket import Ticket
@@ -89,6 +91,7 @@ class Generation:
         scored = job.sampling.logprobs is not None
         self._rows = [_Row(row, served.tokenizer, job, scored) for row in range(job.rows)]
         self._running = job.rows
+        self._visit = current()
         self._stream: Stream | None = None
         if not any(job.max_tokens):  # nothing to generate: echo alone
             return
@@ -97,9 +100,16 @@ class Generation:
             for prompt, tokens in zip(job.prompts, job.max_tokens, strict=True)
             for copy in range(job.copies)
         ]
+        self._visit.reserve(
+            max(map(len, job.prompts)),
+            sum(map(len, job.prompts)) + sum(each.max_tokens for each in requests),
+        )
         with refusals(("prompt",)):
-            ticket = Ticket(owner, job.interactive, job.editor)
+            ticket = Ticket(owner, job.interactive, job.editor, self._visit.deadline)
             self._stream = served.scheduler.submit(requests, ticket)
+        self._visit.accepted(
+            served.name, job.rows, sum(map(len, job.prompts)), partial(_texts, served.tokenizer, job)
+        )
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """Ends once every row has finished. Raises EngineError, ApiError when the server stops meanwhile."""
@@ -118,10 +128,14 @@ class Generation:
         row = self._rows[delta.row]
         if row.finished:  # what the engine made before it heard of the stop
             return None
-        self.completion_tokens += delta.token is not None
+        if delta.token is not None:
+            self.completion_tokens += 1
+            self._visit.token()
         piece = row.push(delta)
         if row.finished:
             self._running -= 1
+            if piece is not None and piece.finish is not None:
+                self._visit.finishes.append(piece.finish)
             if delta.finish is None:
                 stream.cancel(delta.row)
         return piece
@@ -129,6 +143,10 @@ class Generation:
     def cancel(self) -> None:
         if self._stream is not None and self._running:
             self._stream.cancel()
+
+
+def _texts(tokenizer: Tokenizer, job: Job) -> list[str]:
+    return [tokenizer.decode(prompt, skip_specials=False) for prompt in job.prompts]
 
 
 class _Row:
