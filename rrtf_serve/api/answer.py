@@ -44,7 +44,7 @@ async def answer(request: HttpRequest, served: Served, plan: Plan) -> Response:
     generation = Generation(served, plan.job, request.scope["rrtf.owner"])
     headers = {"x-rrtf-dropped": ", ".join(plan.dropped)} if plan.dropped else {}
     if plan.stream:
-        return EventStream(_events(generation, plan), generation.cancel, headers)
+        return EventStream(_events(generation, plan), generation.cancel, headers, plan.shape)
     try:
         record = await unless_gone(request.receive, _whole(generation, plan))
     finally:

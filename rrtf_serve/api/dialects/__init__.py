@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 
+from rrtf_serve.api.dialects import llamacpp, ollama
 from rrtf_serve.api.models import Models
 from rrtf_serve.api.settings import ApiSettings
 
 Dialect = Callable[[FastAPI, Models, ApiSettings], None]
 
-DIALECTS: tuple[Dialect, ...] = ()
+DIALECTS: tuple[Dialect, ...] = (llamacpp.add, ollama.add)
 
 
 def add_dialects(app: FastAPI, models: Models, settings: ApiSettings) -> None:
