@@ -44,6 +44,7 @@ def serving(
     family: str = "qwen2.5-coder",
     settings: ApiSettings | None = None,
     max_queue: int = 64,
+    prefill_speed: float | None = None,
 ) -> Iterator[Running]:
     """The API over a fake engine, in a thread of this process."""
     engine = engine or FakeEngine()
@@ -58,7 +59,16 @@ def serving(
         bos_token="",
         end_tokens=["<|endoftext|>"],
     )
-    served = Served(NAME, ("tiny", "org/tiny-coder"), card, tokenizer, prompts, scheduler, 1_700_000_000)
+    served = Served(
+        NAME,
+        ("tiny", "org/tiny-coder"),
+        card,
+        tokenizer,
+        prompts,
+        scheduler,
+        1_700_000_000,
+        prefill_speed=prefill_speed,
+    )
     app = create_app(Models([served]), settings=settings or ApiSettings())
     # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer on a kept connection
     # takes 40 ms.
