@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings, strategies
+from hypothesis import given, strategies
 
 from rrtf_serve.api.trimming import Cursor, Trim
 

@@ -85,7 +85,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     async def test(scheduler: Scheduler) -> None:
         running = scheduler.submit([request(10)])
         await until(lambda: scheduler.queue_depth == 0)
-        waiting = [scheduler.submit([request(20)]) for _ in range(2)]
+        waiting = [scheduler.submit([request(first)]) for first in (20, 21)]
         with pytest.raises(QueueFull, match="2 requests are waiting") as caught:
             scheduler.submit([request(30)])
         assert 1 <= caught.value.retry_after_s <= 60
@@ -326,7 +326,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_many_submitters_each_get_their_own_answer(tiny: Path) -> None:
     random.seed(7)
     prompts = [tuple(random.choices(range(3, 96), k=random.randint(1, 30))) for _ in range(40)]
-    engine = Ct2Engine(tiny, context_length=128)
+    engine = Ct2Engine(tiny, context_length=128, threads=1)
 
     def greedy(prompt: tuple[int, ...], limit: int) -> Request:
         return Request(prompt, limit, frozenset({EOS, 20}), GREEDY)
@@ -366,7 +366,7 @@ def test_many_submitters_each_get_their_own_answer(tiny: Path) -> None:
 
 
 def test_a_real_engine_scores_between_batches(tiny: Path) -> None:
-    engine = Ct2Engine(tiny, context_length=64)
+    engine = Ct2Engine(tiny, context_length=64, threads=1)
     expected = engine.score((5, 6, 7), 2)
 
     async def test(scheduler: Scheduler) -> None:

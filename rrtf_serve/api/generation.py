@@ -13,13 +13,24 @@ import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
-from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, queue_full, shutting_down
+from rrtf_serve.api.errors import (
+    ApiError,
+    FieldPath,
+    context_length_exceeded,
+    deadline_exceeded,
+    queue_full,
+    replaced,
+    shutting_down,
+)
 from rrtf_serve.api.settings import Served
 from rrtf_serve.api.trimming import Cursor, Trim
+from rrtf_serve.api.visit import current
 from rrtf_serve.engine.protocol import Delta, Request, Sampling, TokenLogprob
 from rrtf_serve.engine.scheduler import QueueFull, SchedulerClosed, Stream
+from rrtf_serve.engine.stream import DeadlineExceeded, Replaced
 from rrtf_serve.engine.ticket import Ticket
 from rrtf_serve.models.tokens import TextStream, Tokenizer
 
@@ -89,6 +100,7 @@ class Generation:
         scored = job.sampling.logprobs is not None
         self._rows = [_Row(row, served.tokenizer, job, scored) for row in range(job.rows)]
         self._running = job.rows
+        self._visit = current()
         self._stream: Stream | None = None
         if not any(job.max_tokens):  # nothing to generate: echo alone
             return
@@ -97,9 +109,16 @@ class Generation:
             for prompt, tokens in zip(job.prompts, job.max_tokens, strict=True)
             for copy in range(job.copies)
         ]
+        self._visit.reserve(
+            max(map(len, job.prompts)),
+            sum(map(len, job.prompts)) + sum(each.max_tokens for each in requests),
+        )
         with refusals(("prompt",)):
-            ticket = Ticket(owner, job.interactive, job.editor)
+            ticket = Ticket(owner, job.interactive, job.editor, self._visit.deadline)
             self._stream = served.scheduler.submit(requests, ticket)
+        self._visit.accepted(
+            served.name, job.rows, sum(map(len, job.prompts)), partial(_texts, served.tokenizer, job)
+        )
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """Ends once every row has finished. Raises EngineError, ApiError when the server stops meanwhile."""
@@ -110,6 +129,8 @@ class Generation:
         while self._running:
             with refusals(("prompt",)):
                 deltas = await anext(stream)
+            if self._visit.queue_seconds is None:
+                self._visit.queue_seconds = stream.queue_seconds
             pieces = [piece for delta in deltas if (piece := self._piece(stream, delta)) is not None]
             if pieces:
                 yield pieces
@@ -118,17 +139,25 @@ class Generation:
         row = self._rows[delta.row]
         if row.finished:  # what the engine made before it heard of the stop
             return None
-        self.completion_tokens += delta.token is not None
+        if delta.token is not None:
+            self.completion_tokens += 1
+            self._visit.token()
         piece = row.push(delta)
         if row.finished:
             self._running -= 1
+            if piece is not None and piece.finish is not None:
+                self._visit.finishes.append(piece.finish)
             if delta.finish is None:
-                stream.cancel(delta.row)
+                stream.cancel(delta.row, "stop")
         return piece
 
     def cancel(self) -> None:
         if self._stream is not None and self._running:
             self._stream.cancel()
+
+
+def _texts(tokenizer: Tokenizer, job: Job) -> list[str]:
+    return [tokenizer.decode(prompt, skip_specials=False) for prompt in job.prompts]
 
 
 class _Row:
@@ -204,5 +233,9 @@ def refusals(path: FieldPath) -> Iterator[None]:
         raise queue_full(error.retry_after_s) from error
     except SchedulerClosed as error:
         raise shutting_down() from error
+    except DeadlineExceeded as error:
+        raise deadline_exceeded() from error
+    except Replaced as error:
+        raise replaced() from error
     except ValueError as error:
         raise ApiError(400, str(error), "invalid_value", path=path) from error

@@ -21,8 +21,9 @@ class Models:
         return list(self._served)
 
     async def get(self, name: object) -> Served:
-        """Raises ApiError 404. What isn't a string is left to the checks of the endpoint's fields."""
-        if not isinstance(name, str):
+        """Raises ApiError 404. What isn't a string is left to the checks of the endpoint's fields; some
+        editors send an empty one where none is set."""
+        if not isinstance(name, str) or not name:
             return self._served[0]
         for served in self._served:
             if name == served.name or name in served.aliases:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rrtf_serve.api.errors import ApiError, internal
+from rrtf_serve.api.errors import ApiError, internal, note
 from rrtf_serve.engine.protocol import EngineError
 
 DONE = b"data: [DONE]\n\n"
@@ -95,11 +95,14 @@ class EventStream(Response):
             async for chunk in self._events:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except ApiError as error:
+            note(scope, error)
             last = self._ending.failure(error)
         except EngineError:
             request_id = scope.get("rrtf.request_id", "unknown")
             log.exception("request %s failed in mid-stream", request_id)
-            last = self._ending.failure(internal(request_id))
+            problem = internal(request_id)
+            note(scope, problem)
+            last = self._ending.failure(problem)
         await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

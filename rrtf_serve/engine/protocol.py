@@ -52,7 +52,8 @@ class Request:
     """One row: generate after `prompt` until an end token, or `max_tokens` new ones.
 
     `min_tokens` new tokens are made before an end token may end the row. `owner` names whose request it is,
-    without being a secret itself: nothing of it is used again for another owner's.
+    without being a secret itself: nothing of it is used again for another owner's. `interactive`: it may use
+    what an engine keeps for such rows (Capabilities); the scheduler sets it.
     """
 
     prompt: tuple[int, ...]
@@ -61,6 +62,7 @@ class Request:
     sampling: Sampling = Sampling()
     min_tokens: int = 0
     owner: str | None = None  # None: nobody in particular, who is an owner too
+    interactive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,13 @@ class Capabilities:
     independent_rows: bool = False  # no token of a row depends on what else is in its batch, or was before
     max_batch_tokens: int = 16_384  # prompts and completions of all rows that run at once
     prompt_spread: int | None = None  # tokens by which prompts may differ and still run at once; None: any
+    # Batches that may run at once, each stepped by a thread of its own. The bounds above hold for each.
+    parallel_batches: int = 1
+    # What interactive jobs may take at once. With `admission` it is kept for them out of max_batch and
+    # max_batch_tokens; with parallel batches it is what one batch of theirs may hold. A job that needs more
+    # is a long one. 0 rows: nothing is kept, and rows enter in order.
+    interactive_rows: int = 0
+    interactive_tokens: int = 0
 
 
 class Batch(Protocol):
@@ -127,6 +136,8 @@ class AdmittingBatch(Batch, Protocol):
 
 
 class Engine(Protocol):
+    """`start` and `score` are called from as many threads at a time as batches may run at once."""
+
     @property
     def capabilities(self) -> Capabilities: ...
 

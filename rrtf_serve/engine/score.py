@@ -23,6 +23,10 @@ class Score:
         self._pieces: Iterator[list[TokenLogprob]] | None = None
         self._records: list[TokenLogprob] = []
 
+    @property
+    def tokens(self) -> int:
+        return len(self._prompt)
+
     def go_on(self, engine: Engine) -> bool:
         """Make one piece. False once it has ended: answered, failed, or nobody waits for it any more."""
         if self.answer.done():

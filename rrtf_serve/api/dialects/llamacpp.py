@@ -246,7 +246,9 @@ def _headers(parsed: Parsed) -> dict[str, str]:
 
 
 def _json(record: object, headers: dict[str, str] | None = None) -> Response:
-    return Response(json.dumps(record), headers=headers, media_type="application/json")
+    # No space after a colon: llama.vim takes nothing for an answer but what holds `"content":"`.
+    text = json.dumps(record, separators=(",", ":"))
+    return Response(text, headers=headers, media_type="application/json")
 
 
 def _props(served: Served) -> Record:
