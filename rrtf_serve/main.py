@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from prometheus_client import disable_created_metrics
 
 from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
 from rrtf_serve.api.keys import VARIABLE, Keyring, read_variable
@@ -28,6 +29,7 @@ from rrtf_serve.api.metrics import Metrics
 from rrtf_serve.api.origin import ANY, Origins, is_loopback
 from rrtf_serve.arguments import parser
 from rrtf_serve.config import ServeConfig, read_config
+from rrtf_serve.engine.prefill import SAMPLE_CODE, prefill_speed
 from rrtf_serve.engine.protocol import Engine
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.greeting import banner
@@ -79,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         # Taken before the long work: a port in use is said at once, not after a download.
         with reserve(config.host, config.port) as listener:
+            # A series beside each counter, of which nobody makes use. (The function has no annotations.)
+            disable_created_metrics()  # type: ignore[no-untyped-call]
             metrics = Metrics(by_key=config.metrics_by_key)
             with closing(RequestLog(log_format, config.log_file, lost=metrics.lost_lines.inc)) as requests:
                 if hangs_up(config):
@@ -128,9 +132,19 @@ async def serve(
     """Serve the model of `folder` until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to
     finish. Closes the engine."""
     keys = operation.keys
-    scheduler = Scheduler(engine, max_queue=config.max_queue)
+    scheduler = Scheduler(
+        engine,
+        max_queue=config.max_queue,
+        observer=operation.metrics.observer(config.served_name or card.name),
+    )
     try:
         served = assemble(config, folder, card, scheduler)
+        if config.first_token_seconds:
+            # Before anybody may ask; away from the event loop, which has signals to hear.
+            sample = served.tokenizer.encode(SAMPLE_CODE, specials=False)
+            speed = await asyncio.to_thread(prefill_speed, engine, sample)
+            log.info("the model reads %.0f tokens per second", speed)
+            served = replace(served, prefill_speed=speed)
         app = create_app(
             Models([served]),
             settings=settings_of(config, operation.origins),
@@ -163,6 +177,7 @@ def settings_of(config: ServeConfig, origins: Origins) -> ApiSettings:
         open_paths=open_paths,
         max_body_bytes=config.max_body_bytes,
         max_prompt_tokens=config.max_prompt_tokens,
+        first_token_seconds=config.first_token_seconds,
         request_seconds=config.request_seconds,
         limits=Limits(config.requests_per_minute, config.tokens_per_minute, config.concurrent_requests),
         origins=origins,
