@@ -1,7 +1,7 @@
 """Several models behind one port: loaded when they are asked for, unloaded when memory is short.
 
-    roster = Roster(places, limits, load)
-    models = Models(roster.known, roster.open)
+    roster = Roster(known, load, Residence())
+    models = Models(roster.known, roster)
     ...
     await roster.close(drain_seconds)
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from rrtf_serve.api.errors import ApiError
 from rrtf_serve.api.settings import Known, Served
@@ -80,17 +81,20 @@ class _Place:
 
 
 class Roster:
-    """load: makes a model's engine and scheduler, in a thread; raises ModelError, ValueError. free: bytes
-    of memory that are available, None where nobody knows: then only `most` limits."""
+    """load: makes a model's engine and scheduler, in a thread; raises ModelError, ValueError. opened: by
+    name, those that are loaded already. free: bytes of memory that are available, None where nobody knows:
+    then only `most` limits."""
 
     def __init__(
         self,
-        known: list[Known],
+        known: Sequence[Known],
         load: Callable[[Known], Opened],
         residence: Residence,
+        opened: Mapping[str, Opened] = MappingProxyType({}),
         free: Callable[[], int | None] = available_memory,
     ) -> None:
-        self._places = {each.name: _Place(each) for each in known}
+        self.known = list(known)
+        self._places = {each.name: _Place(each, opened.get(each.name)) for each in known}
         self._load = load
         self._residence = residence
         self._free = free
@@ -133,7 +137,9 @@ class Roster:
             opened = await asyncio.shield(task)
         except (ModelError, ValueError, MemoryError, OSError) as error:
             log.error("%s can't be loaded: %s", name, error)
-            raise _not_now(f"The model '{name}' can't be loaded here; the server's log says why.", 60) from error
+            raise _not_now(
+                f"The model '{name}' can't be loaded here; the server's log says why.", 60
+            ) from error
         except asyncio.CancelledError:
             # The lock is held until it is done: two models must not be loaded at once.
             place.opened = await task

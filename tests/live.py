@@ -65,7 +65,10 @@ def serving(
         bos_token="",
         end_tokens=["<|endoftext|>"],
     )
-    served = Served(NAME, ("tiny", "org/tiny-coder"), card, tokenizer, prompts, scheduler, 1_700_000_000)
+    served = Served(
+        NAME, ("tiny", "org/tiny-coder"), card, tokenizer, prompts, 1_700_000_000,
+        engine.capabilities.max_context, scheduler=scheduler,
+    )  # fmt: skip
     app = create_app(
         Models([served]), settings=settings or ApiSettings(), keys=keys, metrics=metrics, log=log
     )
