@@ -67,15 +67,10 @@ def serving(
         end_tokens=["<|endoftext|>"],
     )
     served = Served(
-        NAME,
-        ("tiny", "org/tiny-coder"),
-        card,
-        tokenizer,
-        prompts,
-        scheduler,
-        1_700_000_000,
-        prefill_speed=prefill_speed,
-    )
+    served = Served(
+        NAME, ("tiny", "org/tiny-coder"), card, tokenizer, prompts, 1_700_000_000,
+        engine.capabilities.max_context, scheduler=scheduler, prefill_speed=prefill_speed,
+    )  # fmt: skip
     app = create_app(
         Models([served]), settings=settings or ApiSettings(), keys=keys, metrics=metrics, log=log
     )

@@ -39,6 +39,7 @@ from rrtf_serve.api.ndjson import MEDIA_TYPE, LinesEnding, line
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import Record
 from rrtf_serve.api.sse import ClientGone, EventStream, unless_gone
+from rrtf_serve.engine.protocol import NO_ENGINE
 from rrtf_serve.models.families import ChatFormat
 
 DIALECT = "ollama"
@@ -105,7 +106,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
         begun = time.monotonic()
         body = await read_json_of_program(request, settings.max_body_bytes)
         arrived = time.monotonic()
-        served = await listing.find_model(models, body.get("model"))
+        served = await models.open(listing.find_model(models, body.get("model")))
         loading = time.monotonic() - arrived
         engine = served.scheduler.capabilities
         parsed = parse(table, body, engine)
@@ -157,19 +158,19 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
             body = await read_json_of_program(request, settings.max_body_bytes)
         except ClientGone:
             return Response(status_code=_GONE)
-        served = await listing.find_model(models, body.get("model") or body.get("name"))
-        parse(fields.SHOW_FIELDS, body, served.scheduler.capabilities)
-        return _json(listing.show_record(served))
+        known = listing.find_model(models, body.get("model") or body.get("name"))
+        parse(fields.SHOW_FIELDS, body, NO_ENGINE)
+        return _json(listing.show_record(known))
 
     @app.get("/api/tags", responses=openapi.errors(401, schema=ERROR))
     async def tags() -> Record:
         """The served models, by names with tags."""
-        return {"models": [listing.tags_record(served) for served in models.all]}
+        return {"models": [listing.tags_record(known) for known in models.all]}
 
     @app.get("/api/ps", responses=openapi.errors(401, schema=ERROR))
     async def running() -> Record:
         """The models in memory."""
-        return {"models": [listing.running_record(served) for served in models.all]}
+        return {"models": [listing.running_record(served) for served in models.loaded]}
 
     @app.get("/api/version", responses=openapi.errors(401, schema=ERROR))
     async def version() -> Record:
