@@ -112,6 +112,10 @@ def test_events_are_counted_and_nothing_else(server: Running) -> None:
         response = httpx.post(server.address + "/v1/events?select_kind=line", json=event)
         assert (response.status_code, response.content) == (200, b"")
     assert httpx.post(server.address + "/v1/events", json={}).status_code == 400
+    figures = httpx.get(server.address + "/metrics").text
+    for kind, count in (("view", 2), ("select", 1), ("other", 1)):
+        assert f'rrtf:editor_events_total{{type="{kind}"}} {count}.0' in figures
+    assert "no such thing" not in figures
 
 
 def test_chat_is_openais(server: Running) -> None:

@@ -116,6 +116,7 @@ def create_app(
         metrics = Metrics()
     app = _App(settings, keys, metrics, log)
     app.state.readiness = Readiness()
+    app.state.metrics = metrics
     errors.install(app)
 
     @app.post(

@@ -74,7 +74,8 @@ async def infill_job(
         raise context_length_exceeded(1, completion, context, ("prompt",))
     budget = context - completion
     if infill.interactive:
-        budget = min(budget, _readable(served, settings, infill, copies))
+        longest = settings.max_prompt_tokens or context
+        budget = min(budget, longest, _readable(served, settings, infill, copies))
     # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
     ids, cursor = await asyncio.to_thread(_read, served, infill, budget)
     return Job(

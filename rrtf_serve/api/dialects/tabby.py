@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import secrets
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from rrtf_serve.api.fields import CHAT_FIELDS, MAX_STOPS, Field, parse
 from rrtf_serve.api.generation import Piece
 from rrtf_serve.api.infill import Infill, Snippet, editor_of, infill_job
 from rrtf_serve.api.kinds import Array, Integer, Number, Object, Text
+from rrtf_serve.api.metrics import Metrics
 from rrtf_serve.api.models import Models
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import Record
@@ -65,7 +65,7 @@ _EVENT_FIELDS = (Field("type", Text(), required=True, note=f"Counted: {', '.join
 
 
 def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
-    app.state.tabby_events = Counter()
+    seen: Metrics = app.state.metrics
 
     async def health() -> Record:
         """What runs here, as far as Tabby's agent wants to know."""
@@ -99,7 +99,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
             return Response(status_code=499)
         values = parse(_EVENT_FIELDS, body, models.all[0].scheduler.capabilities).values
         # A client's own words must not become names of figures.
-        app.state.tabby_events[values["type"] if values["type"] in EVENTS else "other"] += 1
+        seen.editor_events.labels(values["type"] if values["type"] in EVENTS else "other").inc()
         return Response()
 
     async def find(_: Request, body: Body) -> Served:
