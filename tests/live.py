@@ -67,7 +67,6 @@ def serving(
         end_tokens=["<|endoftext|>"],
     )
     served = Served(
-    served = Served(
         NAME, ("tiny", "org/tiny-coder"), card, tokenizer, prompts, 1_700_000_000,
         engine.capabilities.max_context, scheduler=scheduler, prefill_speed=prefill_speed,
     )  # fmt: skip
