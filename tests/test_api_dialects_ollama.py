@@ -454,8 +454,9 @@ def models() -> Iterator[list[Served]]:
                 Prompts(
                     tokenizer, FAMILIES["plain"], chat_template="", add_bos=False, bos_token="", end_tokens=[]
                 ),
-                scheduler,
                 0,
+                512,
+                scheduler=scheduler,
             )
             for name, aliases in NAMES.items()
         ]

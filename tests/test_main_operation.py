@@ -152,7 +152,7 @@ def api(engine: FakeEngine, operation: Operation) -> tuple[FastAPI, Scheduler]:
         tokenizer, FAMILIES["qwen2.5-coder"], chat_template="", add_bos=False, bos_token="", end_tokens=[]
     )  # fmt: skip
     card = Card(NAME, "qwen2", "qwen2.5-coder", 512, "int8")
-    served = Served(NAME, (), card, tokenizer, prompts, scheduler, 0)
+    served = Served(NAME, (), card, tokenizer, prompts, 0, 512, scheduler=scheduler)
     app = create_app(
         Models([served]),
         settings=ApiSettings(),
