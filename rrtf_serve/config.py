@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class ServeConfig:
     concurrent_requests: int | None = None
     max_body_bytes: int = 4 * 2**20
     max_prompt_tokens: int | None = None  # None: what the context holds
-    first_token_seconds: float = 1.0  # an editor's prompt is cut to what is read in this time; 0: it isn't
+    first_token_seconds: float = 1.0  # what reading an editor's prompt may take; 0: no limit
     request_seconds: float | None = None  # None: no time limit
     allowed_host: tuple[str, ...] = ()  # names under which the server is reached, besides its own
     cors_origin: tuple[str, ...] = ()  # web pages that may call the API
@@ -82,6 +83,13 @@ class ServeConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # written so that NaN fails it
                 raise ValueError(f"{flag(name)} must be between {low} and {high}, not {value}")
+        for proxy in self.trusted_proxy:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(
+                    f"--trusted-proxy {proxy}: give an address or a network ({error})"
+                ) from error
         if self.quantization not in QUANTIZATIONS:
             raise ValueError(f"--quantization {self.quantization}: must be one of {', '.join(QUANTIZATIONS)}")
         if self.device not in ("auto", "cpu", "cuda"):

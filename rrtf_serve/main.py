@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from prometheus_client import disable_created_metrics
 
 from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
 from rrtf_serve.api.keys import VARIABLE, Keyring, read_variable
@@ -80,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         # Taken before the long work: a port in use is said at once, not after a download.
         with reserve(config.host, config.port) as listener:
+            # A series beside each counter, of which nobody makes use. (The function has no annotations.)
+            disable_created_metrics()  # type: ignore[no-untyped-call]
             metrics = Metrics(by_key=config.metrics_by_key)
             with closing(RequestLog(log_format, config.log_file, lost=metrics.lost_lines.inc)) as requests:
                 if hangs_up(config):
@@ -129,7 +132,11 @@ async def serve(
     """Serve the model of `folder` until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to
     finish. Closes the engine."""
     keys = operation.keys
-    scheduler = Scheduler(engine, max_queue=config.max_queue)
+    scheduler = Scheduler(
+        engine,
+        max_queue=config.max_queue,
+        observer=operation.metrics.observer(config.served_name or card.name),
+    )
     try:
         served = assemble(config, folder, card, scheduler)
         if config.first_token_seconds:

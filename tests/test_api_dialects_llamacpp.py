@@ -12,12 +12,20 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import SPECIALS, FakeEngine
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from json_values import JSON
 from live import Running, serving
 from tiny_ct2 import write_llama
 
 from rrtf_serve.api.app import ApiSettings
+from rrtf_serve.api.dialects.llamacpp_fields import (
+    COMPLETION_FIELDS,
+    DETOKENIZE_FIELDS,
+    INFILL_FIELDS,
+    TEMPLATE_FIELDS,
+    TOKENIZE_FIELDS,
+)
 from rrtf_serve.api.dialects.llamacpp_shape import chosen, timings
 from rrtf_serve.api.dialects.timed import Times
 from rrtf_serve.engine.ct2 import Ct2Engine
@@ -545,3 +553,32 @@ def test_timings_are_arithmetic() -> None:
         2000.0, 50.0, 20.0,
     )  # fmt: skip
     assert timings(Times(1.0, 5))["prompt_per_second"] == 0.0  # nothing came
+
+
+@pytest.mark.parametrize(
+    ("path", "table"),
+    [
+        ("/infill", INFILL_FIELDS),
+        ("/completion", COMPLETION_FIELDS),
+        ("/tokenize", TOKENIZE_FIELDS),
+        ("/detokenize", DETOKENIZE_FIELDS),
+        ("/apply-template", TEMPLATE_FIELDS),
+    ],
+)
+def test_no_body_makes_a_5xx(server: Running, path: str, table: Any) -> None:
+    names = st.sampled_from([field.name for field in table])
+    base = {"prompt": "a", "content": "a", "tokens": [97], "messages": [{"role": "user", "content": "a"}]}
+
+    with httpx.Client(base_url=server.address, timeout=60) as client:
+
+        @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(st.dictionaries(names, JSON, max_size=5))
+        def fuzz(fields: dict[str, Any]) -> None:
+            body = {**base, "n_predict": 2, **fields}
+            headers = {"content-type": "application/json"}
+            response = client.post(path, content=json.dumps(body), headers=headers)
+            assert response.status_code < 500, (body, response.text)
+            if response.status_code >= 400:
+                assert response.json()["error"]["code"] == response.status_code
+
+        fuzz()

@@ -40,6 +40,8 @@ from rrtf_serve.api.visit import Visit, Visits
 _FAILURES = openapi.errors(400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
 # Nobody reads it; the status is what proxies log for a client that went away.
 _GONE = 499
+# A client's own id is kept when it can stand in a header and a log line.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 # With "true" the request is an editor's: its prompt is cut to the latency budget, its answer trimmed.
 INTERACTIVE = "x-rrtf-interactive"
 _INTERACTIVE_HEADER = {
@@ -49,8 +51,6 @@ _INTERACTIVE_HEADER = {
     "answer ends where an editor's should.",
     "schema": {"type": "string"},
 }
-# A client's own id is kept when it can stand in a header and a log line.
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 class _App(FastAPI):

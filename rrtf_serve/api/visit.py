@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rrtf_serve.api.errors import ApiError
 from rrtf_serve.api.limits import Account
+from rrtf_serve.engine.ticket import Ticket
 
 
 @dataclass(eq=False)
@@ -33,6 +34,7 @@ class Visit:
     keep_prompts: bool = False
     # What became of it.
     key: str | None = None  # name, never the key
+    owner: str | None = None  # the key's digest
     route: str = "unmatched"  # template, so that there are few
     status: int | None = None  # None: the client had gone before there was one
     complete: bool = False  # the answer went out to its end
@@ -48,6 +50,10 @@ class Visit:
     finishes: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     ended: float = 0.0
+
+    def ticket(self) -> Ticket:
+        """For work that is no generation."""
+        return Ticket(self.owner, deadline=self.deadline)
 
     def reserve(self, longest: int, tokens: int) -> None:
         """Before a generation of at most `tokens` in all, with prompts up to `longest`. Raises ApiError."""
