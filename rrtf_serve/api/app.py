@@ -14,6 +14,7 @@ import time
 from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Scope
 
 from rrtf_serve import __version__
@@ -73,7 +74,19 @@ class _App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         gate = Gate(super().build_middleware_stack(), settings=self._settings, keys=self._keys)
         checked = OriginCheck(gate, origins=self._settings.origins)
-        return Visits(checked, begin=self._begin, tell=self._tell, page=self._settings.page)
+        return Visits(checked, begin=self._begin, find=self._find, tell=self._tell)
+
+    def _find(self, scope: Scope) -> str:
+        """The template of the request's path, also where it was refused before the router saw it."""
+        path = scope["path"]
+        page = self._settings.page
+        if path == page or path.startswith(f"{page}/"):
+            return page  # it has a router of its own, whose paths hold random parts
+        matched = scope.get("route")
+        for route in self.routes if matched is None else [matched]:
+            if route is matched or route.matches(scope)[0] is Match.FULL:
+                return str(getattr(route, "path", "unmatched"))
+        return "unmatched"
 
     def _begin(self, scope: Scope) -> Visit:
         settings = self._settings
@@ -153,7 +166,7 @@ def create_app(
     @app.get("/v1/models/{name:path}", responses=openapi.errors(401, 404))
     async def model(name: str) -> Record:
         """One model, by its name or an alias."""
-        return await listing.find_model(models, name)
+        return listing.find_model(models, name)
 
     add_probes(app, models, metrics, app.state.readiness)
     add_dialects(app, models, settings)

@@ -104,13 +104,14 @@ class Visits:
         app: ASGIApp,
         *,
         begin: Callable[[Scope], Visit],
+        find: Callable[[Scope], str],
         tell: tuple[Callable[[Visit], None], ...],
-        page: str,
     ) -> None:
+        """begin: makes the visit of a request. find: its route. tell: who is told once it has ended."""
         self._app = app
         self._begin = begin
         self._tell = tell
-        self._page = page
+        self._find = find
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -143,16 +144,8 @@ class Visits:
             await self._app(scope, receive_noting, send_noting)
         finally:
             _CURRENT.reset(token)
-            visit.route = self._route(scope)
+            visit.route = self._find(scope)
             visit.error = scope.get("rrtf.error")
             visit.ended = time.monotonic()
             for tell in self._tell:
                 tell(visit)
-
-    def _route(self, scope: Scope) -> str:
-        route = getattr(scope.get("route"), "path", None)
-        if isinstance(route, str) and route:
-            return route
-        path = scope["path"]
-        # The page has a router of its own, whose paths hold random parts.
-        return self._page if path == self._page or path.startswith(f"{self._page}/") else "unmatched"
