@@ -45,6 +45,13 @@ _GONE = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 # With "true" the request is an editor's: its prompt is cut to the latency budget, its answer trimmed.
 INTERACTIVE = "x-rrtf-interactive"
+_INTERACTIVE_HEADER = {
+    "name": INTERACTIVE,
+    "in": "header",
+    "description": "true: an editor waits. The prompt is cut to what is read in the latency budget, and the "
+    "answer ends where an editor's should.",
+    "schema": {"type": "string"},
+}
 
 
 class _App(FastAPI):
@@ -123,7 +130,7 @@ def create_app(
         "/v1/completions",
         response_class=Response,
         responses={**openapi.answer("text_completion", "text_completion"), **_FAILURES},
-        openapi_extra=openapi.request_body(COMPLETION_FIELDS),
+        openapi_extra={**openapi.request_body(COMPLETION_FIELDS), "parameters": [_INTERACTIVE_HEADER]},
     )
     async def completions(request: Request) -> Response:
         """Text after a prompt, or between a prompt and a suffix."""
