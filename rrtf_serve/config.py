@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,32 @@ from rrtf_serve.models.folder import QUANTIZATIONS
 DEFAULT_MODEL = catalog.DEFAULT
 ENGINES = ("auto", "ct2", "torch")
 
+_RANGES: dict[str, tuple[float, float]] = {
+    "port": (0, 65535),
+    "threads": (0, 1024),
+    "max_queue": (1, 100_000),
+    "max_batch": (1, 1024),
+    "requests_per_minute": (1, 1_000_000),
+    "tokens_per_minute": (1, 1_000_000_000),
+    "concurrent_requests": (1, 100_000),
+    "max_body_bytes": (1024, 2**30),
+    "max_prompt_tokens": (1, 10_000_000),
+    "first_token_seconds": (0, 600),
+    "request_seconds": (0.1, 86_400),
+    "drain_delay_seconds": (0, 3600),
+    "drain_seconds": (0, 86_400),
+    "max_loaded": (1, 1000),
+    "unload_after": (0, 30 * 86_400),
+}
+
+_CHOICES: dict[str, Sequence[str]] = {
+    "quantization": QUANTIZATIONS,
+    "device": ("auto", "cpu", "cuda"),
+    "engine": ENGINES,
+    "dtype": DTYPES,
+    "kv_dtype": DTYPES,
+}
+
 
 @dataclass(frozen=True)
 class ServeConfig:
@@ -22,6 +49,9 @@ class ServeConfig:
     word with underscores)."""
 
     model: str = DEFAULT_MODEL
+    more_models: tuple[str, ...] = ()  # served beside it, loaded when they are asked for
+    max_loaded: int | None = None  # models in memory at once; None: as many as fit
+    unload_after: float = 0.0  # seconds without a request; 0: never
     revision: str | None = None  # of a hub repository
     quantization: str = "int8"  # the type a model is converted to when it must be converted
     host: str = "127.0.0.1"
@@ -39,27 +69,47 @@ class ServeConfig:
     context_length: int | None = None  # tokens; None: what the model says
     family: str | None = None  # prompt family; None: what the model says
     served_name: str | None = None  # the name clients use; None: the model's own
-    api_key_file: Path | None = None  # one key per line; RRTF_API_KEYS (comma-separated) adds to it
+    api_key_file: Path | None = None  # see api/keys; RRTF_API_KEYS (comma-separated) adds to it
+    requests_per_minute: int | None = None  # of one key, as are the next two; None: no limit
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    max_body_bytes: int = 4 * 2**20
+    max_prompt_tokens: int | None = None  # None: what the context holds
+    first_token_seconds: float = 1.0  # what reading an editor's prompt may take; 0: no limit
+    request_seconds: float | None = None  # None: no time limit
+    allowed_host: tuple[str, ...] = ()  # names under which the server is reached, besides its own
+    cors_origin: tuple[str, ...] = ()  # web pages that may call the API
+    trusted_proxy: tuple[str, ...] = ()  # addresses whose X-Forwarded-For and -Proto are believed
+    open_metrics: bool = False  # /metrics without a key
+    metrics_by_key: bool = False
+    log_format: str = "text"
+    log_file: Path | None = None  # None: stderr
+    log_prompts: bool = False
     max_queue: int = 64  # requests waiting before 429
     max_batch: int = 16  # rows decoded together
+    drain_delay_seconds: float = 0.0  # how long /ready says 503 before a stopping server takes no more
     drain_seconds: float = 30.0  # how long a stopping server finishes accepted requests
     ui: bool = True
 
     def __post_init__(self) -> None:
-        ranges = {"port": (0, 65535), "threads": (0, 1024), "max_queue": (1, 100_000), "max_batch": (1, 1024)}
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{flag(name)} must be between {low} and {high}, not {getattr(self, name)}")
-        if self.quantization not in QUANTIZATIONS:
-            raise ValueError(f"--quantization {self.quantization}: must be one of {', '.join(QUANTIZATIONS)}")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"--device {self.device}: must be auto, cpu or cuda")
-        if self.engine not in ENGINES:
-            raise ValueError(f"--engine {self.engine}: must be one of {', '.join(ENGINES)}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"--dtype {self.dtype}: must be one of {', '.join(DTYPES)}")
-        if self.kv_dtype not in DTYPES:
-            raise ValueError(f"--kv-dtype {self.kv_dtype}: must be one of {', '.join(DTYPES)}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:  # written so that NaN fails it
+                raise ValueError(f"{flag(name)} must be between {low} and {high}, not {value}")
+        own = ("served_name", "family", "revision", "context_length") if self.more_models else ()
+        for name in own:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{flag(name)} goes with one model; several keep what is their own")
+        for proxy in self.trusted_proxy:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(
+                    f"--trusted-proxy {proxy}: give an address or a network ({error})"
+                ) from error
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{flag(name)} {getattr(self, name)}: must be one of {', '.join(known)}")
         if self.kv_cache_tokens is not None and self.kv_cache_tokens < 0:
             raise ValueError(f"--kv-cache-tokens must be 0 (no reuse) or more, not {self.kv_cache_tokens}")
         if self.output_bits not in (None, *OUTPUT_BITS):
@@ -67,8 +117,10 @@ class ServeConfig:
             raise ValueError(f"--output-bits {self.output_bits}: must be one of {known}")
         if self.context_length is not None and self.context_length < 2:
             raise ValueError(f"--context-length must be at least 2, not {self.context_length}")
-        if not 0 <= self.drain_seconds <= 86_400:  # written so that NaN fails it
-            raise ValueError(f"--drain-seconds must be between 0 and 86400, not {self.drain_seconds}")
+
+    def each_model(self) -> list[ServeConfig]:
+        """A configuration for each model, with it alone."""
+        return [replace(self, model=name, more_models=()) for name in (self.model, *self.more_models)]
 
 
 def flag(name: str) -> str:
@@ -83,7 +135,15 @@ def read_config(path: Path | None, flags: Mapping[str, Any]) -> ServeConfig:
     config = ServeConfig()
     if path is not None:
         config = _overlay(config, path)
-    return replace(config, **{name: value for name, value in flags.items() if value is not None})
+    # A flag that may be repeated comes as a list.
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in flags.items()
+        if value is not None
+    }
+    if models := given.pop("model", ()):
+        given |= {"model": models[0], "more_models": models[1:]}
+    return replace(config, **given)
 
 
 def _overlay(config: ServeConfig, path: Path) -> ServeConfig:
@@ -106,9 +166,13 @@ def _overlay(config: ServeConfig, path: Path) -> ServeConfig:
 
 
 def _typed(path: Path, key: str, value: Any, annotation: str) -> Any:
-    """TOML knows strings, integers, floats and booleans; hold each against the field's annotation."""
+    """TOML knows strings, integers, floats, booleans and lists; hold each against the field's annotation."""
     if annotation.startswith("Path") and isinstance(value, str):
         return Path(value)
+    if annotation.startswith("tuple") and isinstance(value, list):
+        if not all(isinstance(item, str) for item in value):
+            raise ValueError(f"--config {path}: {key} must be a list of strings, not {value!r}")
+        return tuple(value)
     if annotation.startswith("float") and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected = {"str": str, "int": int, "bool": bool, "float": float}.get(annotation.split(" ", 1)[0])

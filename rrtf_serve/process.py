@@ -7,13 +7,13 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
-
-from rrtf_serve.engine.scheduler import Scheduler
 
 LAST_WORDS_SECONDS = 5  # for clients to hear that their request was ended
 LISTEN_BACKLOG = 2048  # connections that wait while the event loop is busy
@@ -21,20 +21,49 @@ LISTEN_BACKLOG = 2048  # connections that wait while the event loop is busy
 log = logging.getLogger(__name__)
 
 
+class Work(Protocol):
+    """What is to be finished before the end: a scheduler, or several."""
+
+    @property
+    def queue_depth(self) -> int: ...
+
+    @property
+    def rows_running(self) -> int: ...
+
+    async def close(self, drain_seconds: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Ending:
+    """delay_seconds: how long new requests are still taken while /ready says not to send them, so that load
+    balancers notice. drain_seconds: what accepted requests then get to finish."""
+
+    drain_seconds: float
+    delay_seconds: float = 0.0
+
+
 class Server(uvicorn.Server):
     """Stops in order: open pages' endless streams, then accepted requests, then the rest.
 
-    The first SIGINT or SIGTERM gives accepted requests `drain_seconds`; a second one ends them at once.
+    The first SIGINT or SIGTERM gives accepted requests the time of `ending`; a second one ends them at once.
     Either way the scheduler ends them, so that clients hear of it, before uvicorn cuts their connections.
+    SIGHUP calls `hang_up`, where there is one, and stops nothing.
     """
 
     def __init__(
-        self, config: uvicorn.Config, scheduler: Scheduler, drain_seconds: float, greet: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        work: Work,
+        ending: Ending,
+        greet: Callable[[], None],
+        hang_up: Callable[[], None] | None,
     ) -> None:
         super().__init__(config)
-        self._scheduler = scheduler
-        self._drain_seconds = drain_seconds
+        self._work = work
+        self._ending = ending
         self._greet = greet
+        self._hang_up = hang_up
+        self._stopping = False
         self._closing: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -48,22 +77,36 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop)
+        if self._hang_up is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _stop(self) -> None:
-        if self.should_exit:
-            self._closing.append(asyncio.create_task(self._scheduler.close(0)))
+        if self._stopping:
+            self.should_exit = True
+            self._closing.append(asyncio.create_task(self._work.close(0)))
             return
+        self._stopping = True
+        app = self.config.app
+        if isinstance(app, FastAPI) and hasattr(app.state, "readiness"):
+            app.state.readiness.draining = True
+        if self._ending.delay_seconds:
+            log.warning("stopping in %g s; a second signal stops now", self._ending.delay_seconds)
+            asyncio.get_running_loop().call_later(self._ending.delay_seconds, self._leave)
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
         self.should_exit = True
-        running = self._scheduler.rows_running + self._scheduler.queue_depth
+        running = self._work.rows_running + self._work.queue_depth
         if running:
             log.warning(
                 "stopping: up to %g s for %d answers under way; a second Ctrl-C ends them now",
-                self._drain_seconds,
+                self._ending.drain_seconds,
                 running,
             )
 
@@ -71,7 +114,7 @@ class Server(uvicorn.Server):
         app = self.config.app
         if isinstance(app, FastAPI) and hasattr(app.state, "close_page"):  # no page, no streams
             app.state.close_page()
-        self._closing.append(asyncio.create_task(self._scheduler.close(self._drain_seconds)))
+        self._closing.append(asyncio.create_task(self._work.close(self._ending.drain_seconds)))
         await super().shutdown(sockets)
         await asyncio.gather(*self._closing)
 
@@ -79,11 +122,15 @@ class Server(uvicorn.Server):
 async def run(
     app: FastAPI,
     listener: socket.socket,
-    scheduler: Scheduler,
-    drain_seconds: float,
+    work: Work,
+    ending: Ending,
     *,
     greet: Callable[[], None],
+    hang_up: Callable[[], None] | None = None,
+    trusted_proxies: Sequence[str] = (),
 ) -> None:
+    """Serve until a signal says stop. trusted_proxies: addresses or networks whose word on the client's
+    address and scheme (X-Forwarded-For, X-Forwarded-Proto) is taken."""
     try:
         listener.listen(LISTEN_BACKLOG)
     except OSError as error:  # another server that was still loading took the port first
@@ -94,15 +141,17 @@ async def run(
             app,
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=round(drain_seconds) + LAST_WORDS_SECONDS,
-            # Behind TLS or a proxy of the user's own; never trusted by default.
-            proxy_headers=False,
+            timeout_graceful_shutdown=round(ending.drain_seconds) + LAST_WORDS_SECONDS,
+            # Anybody can send these headers: only those that were named are believed.
+            proxy_headers=bool(trusted_proxies),
+            forwarded_allow_ips=list(trusted_proxies),
             server_header=False,
             backlog=LISTEN_BACKLOG,
         ),
-        scheduler,
-        drain_seconds,
+        work,
+        ending,
         greet,
+        hang_up,
     )
     await server.serve(sockets=[listener])
 

@@ -24,9 +24,9 @@ from live import LiveServer, rrtf_serve
 
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.greeting import banner
-from rrtf_serve.main import hash_key, main, read_api_keys
+from rrtf_serve.main import main
 from rrtf_serve.models.source import Source
-from rrtf_serve.process import address_of, reserve, run
+from rrtf_serve.process import Ending, address_of, reserve, run
 
 PROJECT = Path(__file__).parents[1]
 
@@ -45,7 +45,7 @@ def test_two_servers_that_loaded_at_once_do_not_share_a_port() -> None:
         with reserve("127.0.0.1", port) as second:  # neither listens yet
             first.listen()
             with pytest.raises(ValueError, match=rf"--port {port}: .*Choose another"):
-                asyncio.run(run(FastAPI(), second, Scheduler(FakeEngine()), 1.0, greet=lambda: None))
+                asyncio.run(run(FastAPI(), second, Scheduler(FakeEngine()), Ending(1.0), greet=lambda: None))
 
 
 def test_a_wildcard_address_is_shown_as_loopback() -> None:
@@ -56,22 +56,6 @@ def test_a_wildcard_address_is_shown_as_loopback() -> None:
 def test_reserve_names_an_unknown_host() -> None:
     with pytest.raises(ValueError, match=r"--host no\.such\.host\.invalid"):
         reserve("no.such.host.invalid", 0)
-
-
-def test_keys_come_from_file_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RRTF_API_KEYS", "one, two ,")
-    path = tmp_path / "keys"
-    path.write_text("\ufeffthree\n# the team\nfour#4\n\n", "utf-8")
-    assert read_api_keys(path) == {hash_key(key) for key in ("one", "two", "three", "four#4")}
-    monkeypatch.setenv("RRTF_API_KEYS", ",")
-    with pytest.raises(ValueError, match="RRTF_API_KEYS is set but holds no key"):
-        read_api_keys(None)
-    monkeypatch.delenv("RRTF_API_KEYS")
-    path.write_text("# nobody\n", "utf-8")
-    with pytest.raises(ValueError, match=r"--api-key-file .*holds no key"):
-        read_api_keys(path)
-    with pytest.raises(ValueError, match="--api-key-file"):
-        read_api_keys(tmp_path / "absent")
 
 
 def test_the_banners_curl_is_valid_json_and_names_every_way_in() -> None:

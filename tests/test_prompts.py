@@ -13,7 +13,7 @@ from tiny_gguf import byte_level_fields, sentencepiece_fields, write_gguf
 from convert.gguf_metadata import read_metadata
 from convert.tokenizer import read_tokenizer_settings, write_tokenizer
 from rrtf_serve.models.families import FAMILIES, ChatFormat, detect_family
-from rrtf_serve.models.prompts import PromptError, Prompts, docstring_first
+from rrtf_serve.models.prompts import PromptError, Prompts, Setting, docstring_first
 from rrtf_serve.models.source import Source
 from rrtf_serve.models.templates import ChatTemplateError
 from rrtf_serve.models.tokens import Tokenizer
@@ -273,18 +273,82 @@ def test_limited_infill_keeps_what_is_next_to_the_cursor(
     head, _, rest = text.removeprefix("<|endoftext|><fim_prefix>").partition("<fim_suffix>")
     assert before.endswith(head)
     assert after.startswith(rest.removesuffix("<fim_middle>"))
-    assert len(ids) >= min(budget, len(whole)) - 6  # nothing is wasted but parts of characters
+    # Nothing is wasted but parts of characters and of lines, and of these less than half.
+    assert len(ids) >= min(budget, len(whole)) // 2 - 6
 
 
 def test_limited_infill_of_a_huge_file_is_quick_and_shares_the_room(tokenizer: Tokenizer) -> None:
     made = prompts(tokenizer, "starcoder")
     ids = made.infill_limited("x = 1\n" * 400_000, "y = 2\n" * 400_000, 1000)
     gap = ids.index(tokenizer.token_id("<fim_suffix>"))
-    assert len(ids) >= 995
+    assert len(ids) >= 980
     assert 0.2 < (len(ids) - gap) / len(ids) < 0.3
     short = made.infill_limited("x = 1\n" * 10_000, "end", 1000)
-    assert len(short) >= 995
+    assert len(short) >= 985
     assert shown(tokenizer, short).endswith("x = 1\n<fim_suffix>end<fim_middle>")
+
+
+def test_limited_infill_cuts_between_lines(tokenizer: Tokenizer) -> None:
+    made = prompts(tokenizer, "starcoder")
+    before, after = "".join(f"line {n}\n" for n in range(100)), "".join(f"row {n}\n" for n in range(100))
+    for budget in range(60, 80):
+        text = shown(tokenizer, made.infill_limited(before, after, budget))
+        head, _, rest = text.removeprefix("<fim_prefix>").partition("<fim_suffix>")
+        assert head.startswith("line ")
+        assert before.endswith(head)
+        assert rest.endswith("\n<fim_middle>")
+        assert 1.5 < len(head) / len(rest.removesuffix("<fim_middle>")) < 6  # three to one
+
+
+B = Setting("src/b.py", (("a.py", "A = 1\n"), ("c.py", "C = 3")), "org/repo")
+
+
+@pytest.mark.parametrize(
+    ("family", "markers", "setting", "text"),
+    [
+        ("qwen2.5-coder", ("<|repo_name|>", "<|file_sep|>"), B,
+         "<|repo_name|>org/repo\n<|file_sep|>c.py\nC = 3\n<|file_sep|>a.py\nA = 1\n<|file_sep|>src/b.py\n"
+         "<|fim_prefix|>x<|fim_suffix|>y<|fim_middle|>"),
+        ("qwen2.5-coder", ("<|repo_name|>", "<|file_sep|>"), Setting("b.py"),
+         "<|file_sep|>b.py\n<|fim_prefix|>x<|fim_suffix|>y<|fim_middle|>"),
+        ("starcoder2", ("<repo_name>", "<file_sep>"), B,
+         "<repo_name>org/repo<file_sep>c.py\nC = 3\n<file_sep>a.py\nA = 1\n<file_sep>"
+         "<fim_prefix>src/b.py\nx<fim_suffix>y<fim_middle>"),
+        ("starcoder", ("<reponame>", "<filename>"), B,
+         "<fim_prefix><reponame>org/repo<filename>c.py\nC = 3\n<filename>a.py\nA = 1\n<filename>src/b.py\nx"
+         "<fim_suffix>y<fim_middle>"),
+        # without the tokens: comments of the language, where that is known
+        ("starcoder", (), B,
+         "<fim_prefix># Path: c.py\n# C = 3\n# Path: a.py\n# A = 1\nx<fim_suffix>y<fim_middle>"),
+        ("starcoder", (), Setting("", B.snippets), "<fim_prefix>x<fim_suffix>y<fim_middle>"),
+        ("starcoder", (), Setting("b.js", (("a.js", "let a = 1;\n\nlet b;"),)),
+         "<fim_prefix>// Path: a.js\n// let a = 1;\n//\n// let b;\nx<fim_suffix>y<fim_middle>"),
+        ("deepseek-coder", (), B, "<|b|>#c.py\nC = 3\n#a.py\nA = 1\n#src/b.py\nx<|h|>y<|e|>"),
+    ],
+)  # fmt: skip
+def test_files_of_a_repository(
+    tmp_path: Path, family: str, markers: tuple[str, ...], setting: Setting, text: str
+) -> None:
+    fim = FAMILIES[family].fim
+    assert fim is not None
+    names = [fim.prefix, fim.suffix, fim.middle]
+    fields = byte_level_fields("starcoder", [*names, *markers], "a b c\n")
+    write_tokenizer(read_metadata(write_gguf(tmp_path / "a.gguf", fields)), tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    made = prompts(tokenizer, family)
+    for mark, short in zip(names, ("<|b|>", "<|h|>", "<|e|>"), strict=True):
+        text = text.replace(short, mark)
+    ids = made.infill_limited("x", "y", 500, setting)
+    assert shown(tokenizer, ids) == text
+    assert made.infill_limited("x", "y", len(ids), setting) == ids
+    # A marker in a file, or in a name, stays text.
+    hostile = Setting(names[0], ((names[1], f"{names[2]} more text here"),), names[0])
+    ids = made.infill_limited("x", "y", 500, hostile)
+    assert [ids.count(tokenizer.token_id(name)) for name in names] == [1, 1, 1]
+    # The files go first, the text around the cursor last.
+    assert shown(tokenizer, made.infill_limited("x", "y", 5, setting)) == f"{names[0]}x{names[1]}y{names[2]}"
+    for budget in range(5, len(ids) + 1):
+        assert len(made.infill_limited("x", "y", budget, setting)) <= budget
 
 
 def test_completions_read_markers_and_take_one_bos(tokenizer: Tokenizer, llama: Tokenizer) -> None:

@@ -226,9 +226,13 @@ def test_lines_of_one_seed_get_seeds_of_their_own(tmp_path: Path) -> None:
 def test_another_evolver_is_asked_anew(tmp_path: Path) -> None:
     options = EvolveOptions(rounds=1)
     evolve(SEEDS, Evolver(), tmp_path, options, progress=False)
+    first = (tmp_path / "tasks.jsonl").read_bytes()
     other = Evolver(digest="d2")
     evolve(SEEDS, other, tmp_path, options, progress=False)
     assert len(other.asked) == 2
+    assert (tmp_path / "before-1" / "tasks.jsonl").read_bytes() == first
+    evolve(SEEDS, Evolver(digest="d2"), tmp_path, options, progress=False)
+    assert not (tmp_path / "before-2").exists()
 
 
 def test_bad_input_is_refused_by_name(tmp_path: Path) -> None:

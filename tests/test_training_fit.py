@@ -316,6 +316,13 @@ def test_no_pairs_is_nothing_to_rank(options: FitOptions) -> None:
     assert fit(replace(options, method="rrtf"))["tuples"] == 3
 
 
+def test_options_without_effect_are_named(options: FitOptions, caplog: pytest.LogCaptureFixture) -> None:
+    prepare(replace(options, method="sft", beta=0.2, margin=0.1, lora_rank=8, ft_reduction="mean"))
+    [said] = [each.message for each in caplog.records if each.levelname == "WARNING"]
+    assert said == "without effect here: --margin, --beta, --lora-rank (--method sft, --tune full)"
+    assert replace(options, method="dpo", beta=0.2).without_effect() == []
+
+
 def test_config_json_names_what_was_used(options: FitOptions) -> None:
     fit(options)
     kept = json.loads((options.output / "config.json").read_text())

@@ -181,8 +181,13 @@ def test_samples_without_verdicts_are_not_passed_over(tmp_path: Path) -> None:
     drawn = folder / "samples" / "small.jsonl"
     drawn.write_bytes(judged)
     ranked(folder)
-    drawn.write_bytes(judged * 3)
+    others = b"".join(judged.replace(b"small-double-0", b"small-double-%d" % number) for number in (1, 2))
+    drawn.write_bytes(judged + others)
     with pytest.raises(ValueError, match=r"small\.jsonl: lacks 2 of the samples; `rrtf-train judge` comes"):
+        ranked(folder)
+    judged_path(folder, "small").write_bytes(judged + others)
+    drawn.write_bytes(judged)
+    with pytest.raises(ValueError, match=r"2 of its verdicts are of samples that .* no longer holds"):
         ranked(folder)
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +26,14 @@ from training.fit_options import FitOptions
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hf(tmp_path_factory.mktemp("model") / "qwen2", "qwen2")
+
+
+@pytest.fixture
+def sandbox() -> None:
+    try:
+        Sandbox(workers=1).close()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -55,8 +67,8 @@ def test_a_test_set_under_another_name_chooses_no_model_either(options: FitOptio
         fit(replace(options, validate=str(file)))
 
 
-def problems(path: Path) -> Path:
-    """Two for any model that writes a comment's rest; the second's test can't be passed."""
+def problems(path: Path, tests: tuple[str, str] = ("pass", "assert False")) -> Path:
+    """Two for any model that writes a comment's rest; unless told otherwise the second can't be passed."""
     lines = [
         {
             "task_id": f"own/{at}",
@@ -65,18 +77,16 @@ def problems(path: Path) -> Path:
             "test": f"def check(g):\n    {test}\n",
             "canonical_solution": "done",
         }
-        for at, test in enumerate(("pass", "assert False"))
+        for at, test in enumerate(tests)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_each_epoch_is_judged_and_the_best_kept(options: FitOptions, tune: str, tmp_path: Path) -> None:
-    try:
-        Sandbox(workers=1).close()
-    except SandboxUnavailable as error:
-        pytest.skip(str(error))
+def test_each_epoch_is_judged_and_the_best_kept(
+    options: FitOptions, tune: str, sandbox: None, tmp_path: Path
+) -> None:
     options = replace(options, validate=str(problems(tmp_path / "own.jsonl")), tune=tune)
     report = fit(options)
     with Journal(options.output / "validation.jsonl") as journal:
@@ -87,6 +97,33 @@ def test_each_epoch_is_judged_and_the_best_kept(options: FitOptions, tune: str, 
     assert names == sorted(path.name for path in (options.output / "last").iterdir())
     assert sorted(path.name for path in (options.output / "validation").iterdir()) == ["step-1", "step-2"]
     assert not list(options.output.glob(".candidate")) and not list(options.output.glob(".merged"))
+
+
+def test_sigterm_does_not_wait_for_a_validation_and_the_same_command_goes_on(
+    options: FitOptions, sandbox: None, tmp_path: Path
+) -> None:
+    slow = "import time\n    time.sleep(3)"
+    own = problems(tmp_path / "own.jsonl", (slow, slow))
+    options = replace(options, validate=str(own), validate_every=2)
+    command = [
+        "-m", "training.cli", "fit", str(options.tuples), "--model", options.model, "-o", str(options.output),
+        "--epochs", "2", "--batch", "4", "--lr", "1e-2", "--precision", "fp32", "--device", "cpu",
+        "--threads", "1", "--validate", str(own), "--validate-tokens", "4", "--validate-every", "2",
+    ]  # fmt: skip
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE)
+    while not (options.output / "validation" / "step-2" / "samples.jsonl").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143, error.decode()
+    assert [path.name for path in (options.output / "checkpoints").iterdir()] == ["step-2"]
+    assert not (options.output / "validation.jsonl").exists()
+    whole, rest = fit(replace(options, output=tmp_path / "whole")), fit(options)
+    assert (rest["steps_now"], whole["steps_now"]) == (0, 2)
+    for name in ("best", "last"):
+        made = [each / name / "model.safetensors" for each in (options.output, tmp_path / "whole")]
+        assert made[0].read_bytes() == made[1].read_bytes()
 
 
 def test_a_family_that_the_engine_lacks_is_refused_before_the_first_step(

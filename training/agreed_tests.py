@@ -29,7 +29,7 @@ from rrtf_serve.sandbox.judge import Sandbox
 from rrtf_serve.sandbox.verdict import Status
 from training.agreement import CLOSE, Agreed, Disagreement, Rule, agree, assertion, distinct
 from training.outcomes import LIMITS, Outcome, Trial, outcomes
-from training.problem_files import write_lines
+from training.problem_files import keep_aside, write_lines
 from training.proposals import (
     Proposal,
     Task,
@@ -134,6 +134,7 @@ def write_tests(
     dropped += undecided
     kept, unfit = _confirm(records, sandboxes)
     dropped += unfit
+    keep_aside(folder, ("problems.jsonl", "dropped.jsonl"), {"sources": names, "options": asdict(options)})
     write_lines(folder / "dropped.jsonl", [asdict(each) for each in dropped])
     write_lines(folder / "problems.jsonl", kept)
     report = {

@@ -32,7 +32,7 @@ from rrtf_serve.problems.samplers import Ask, Decoding, Sampler
 from rrtf_serve.problems.samples import Journal
 from training.evolution import METHODS, draw_method, read_answer, request
 from training.evolution_rules import Eliminator, Limits, purpose
-from training.problem_files import write_lines, write_text
+from training.problem_files import keep_aside, write_lines, write_text
 from training.seeds import Seed
 
 
@@ -89,6 +89,8 @@ class _Outcome:
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path, report: dict[str, Any]) -> None:
+        decisive = {name: report[name] for name in ("evolver", "options")}
+        keep_aside(folder, ("tasks.jsonl", "eliminated.jsonl"), decisive)
         write_lines(folder / "tasks.jsonl", self.tasks)
         write_lines(folder / "eliminated.jsonl", self.eliminated)
         write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
@@ -261,6 +263,7 @@ def _report(seeds: int, outcome: _Outcome, sampler: Sampler, options: EvolveOpti
         },
         "tasks": len(tasks),
         "licences": dict(Counter(each["licence"] for each in tasks)),
-        "evolver": {"model": sampler.model, "digest": sampler.digest, **sampler.settings()},
+        "evolver": {"model": sampler.model, "digest": sampler.digest, **sampler.provenance()},
+        "sampler": sampler.settings(),
         "options": asdict(options),
     }

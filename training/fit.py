@@ -134,6 +134,10 @@ def prepare(options: FitOptions) -> Work:
         raise ValueError(
             f"{options.tuples}: none of its {len(tuples)} tuples fits into --max-tokens {limit}; raise it"
         )
+    if idle := options.without_effect():
+        log.warning(
+            "without effect here: %s (--method %s, --tune %s)", ", ".join(idle), options.method, options.tune
+        )
     if options.method in ("rank", "rrhf", "dpo") and not any(item.pairs for item in items):
         raise ValueError(
             f"{options.tuples}: no tuple has a pair, so --method {options.method} has nothing to learn; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 METHODS = ("rrtf", "sft", "rank", "rrhf", "dpo")
@@ -148,6 +148,21 @@ class FitOptions:
             rank_weight=0.0 if self.method == "sft" else self.rank_weight,
             margin=self.margin,
         )
+
+    def without_effect(self) -> list[str]:
+        """Flags that were given another value than their default, and that this run never reads."""
+        read = {"ft_reduction": ("rrtf", "sft", "rrhf"), "rank_weight": ("rrtf", "rank", "rrhf"),
+                "margin": ("rrtf", "rank", "rrhf"), "beta": ("dpo",)}  # fmt: skip
+        idle = {name for name, methods in read.items() if self.method not in methods}
+        if self.tune == "full":
+            idle |= {"lora_rank", "lora_alpha"}
+        if self.validate is None:
+            idle |= {"validate_every", "validate_tokens"}
+        return [
+            flag(each.name)
+            for each in fields(self)
+            if each.name in idle and getattr(self, each.name) != each.default
+        ]
 
     def adapter(self) -> AdapterOptions:
         return AdapterOptions(self.lora_rank, self.lora_alpha)

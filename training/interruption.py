@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM in the middle of a training step: asked for now, obeyed when the step is done."""
+"""Ctrl-C and SIGTERM in the middle of a training step: asked for now, obeyed when the step is done.
+
+In a validation, which is kept as it goes and begun again where it stopped, they are obeyed at once.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,24 @@ class Stop:
 
     asked: int | None = None
     before: dict[int, Any] = field(default_factory=dict)
+    now: bool = False  # whether to leave as soon as asked
 
     def ask(self, number: int, _: FrameType | None) -> None:
-        if self.asked is not None:  # a second one doesn't wait for the step
-            self.leave()
+        hurry = self.now or self.asked is not None  # a second one doesn't wait for the step
         self.asked = number
+        if hurry:
+            self.leave()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What runs meanwhile is left where it is."""
+        self.now = True
+        try:
+            if self.asked is not None:
+                self.leave()
+            yield
+        finally:
+            self.now = False
 
     def leave(self) -> None:
         """Hand the signal on to who would have had it."""

@@ -17,6 +17,7 @@ import accelerate  # type: ignore[import-untyped]  # ships no type information
 import torch
 from torch import Tensor
 
+from rrtf_serve.engine.heap import trim_memory
 from rrtf_serve.engine.torch.batch import is_out_of_memory
 from rrtf_serve.models.errors import ModelError
 from training import checkpoint
@@ -71,18 +72,24 @@ def train(options: FitOptions, work: Work, resolved: dict[str, Any]) -> dict[str
         if start:
             checkpoint.load(trainer.accelerator, folder, start)
         stop = stack.enter_context(stop_flag())
+        if start and _validates(options, work, start):  # perhaps stopped in the middle of that one
+            with stop.at_once():
+                _validate(trainer, options.output, start, best, resolved)
         for step in range(start, steps):
             values = trainer.step(step)
             if history is not None:
                 history.add(step + 1, values)
-            if options.validate is not None and _validates(options, work, step + 1):
-                _validate(trainer, options.output, step + 1, best, resolved)
             stopping = trainer.any(stop.asked is not None)
+            validates = _validates(options, work, step + 1)
             due = options.checkpoint_every and (step + 1) % options.checkpoint_every == 0
-            if step + 1 < steps and (stopping or due):
+            # Before a validation too, which takes minutes and needn't be waited for.
+            if validates or (step + 1 < steps and (stopping or due)):
                 checkpoint.save(trainer.accelerator, folder, step + 1, options.keep)
-            if stopping and stop.asked is not None and step + 1 < steps:
+            if stopping and stop.asked is not None and (validates or step + 1 < steps):
                 stop.leave()
+            if validates:
+                with stop.at_once():
+                    _validate(trainer, options.output, step + 1, best, resolved)
         trainer.write(last, resolved)
         checkpoint.clear(trainer.accelerator, folder)
     return report | _found_best(options) | {"steps_now": steps - start}
@@ -102,7 +109,9 @@ def _best(options: FitOptions, work: Work) -> Iterator[Best]:
 
 
 def _validates(options: FitOptions, work: Work, step: int) -> bool:
-    """Whether a validation follows step 1..; one always follows the last."""
+    """Whether a validation follows step 1..; where there are any, one follows the last."""
+    if options.validate is None:
+        return False
     every = options.validate_every or work.schedule.steps_per_epoch
     return step % every == 0 or step == work.schedule.steps
 
@@ -212,6 +221,7 @@ class Trainer:
             _check_finite([norm], step + 1, "gradient", lr)
         self.optimiser.step()
         self.optimiser.zero_grad()
+        trim_memory()  # rows of ever other lengths leave holes in the heap that grow from step to step
         seconds = time.monotonic() - began
         return {
             "epoch": step // schedule.steps_per_epoch,

@@ -6,6 +6,8 @@ A problem has tests and one of the shapes of `rrtf_serve.problems.user_file`; a 
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from rrtf_serve.problems.problem import FunctionTests, Problem, StdioTests
 from rrtf_serve.problems.samples import naming, to_line
 from rrtf_serve.problems.suites import SUITES, load_suite
 from rrtf_serve.problems.user_file import problem_of
+
+log = logging.getLogger(__name__)
 
 TEST_FIELDS = ("test", "test_list", "cases")
 
@@ -180,6 +184,27 @@ def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> int:
     finally:
         unfinished.unlink(missing_ok=True)
     return count
+
+
+def keep_aside(folder: Path, names: Iterable[str], settings: dict[str, Any]) -> Path | None:
+    """Move an earlier result of other settings to folder/before-N, and say so; None where there is none.
+
+    `settings` are held against those of the same name in folder/report.json.
+    """
+    path = folder / "report.json"
+    if not path.is_file():
+        return None
+    before = json.loads(path.read_text("utf-8"))
+    if all(before.get(name) == json.loads(json.dumps(value)) for name, value in settings.items()):
+        return None
+    number = next(each for each in range(1, 1 << 20) if not (folder / f"before-{each}").exists())
+    aside = folder / f"before-{number}"
+    aside.mkdir()
+    for name in [*names, path.name]:
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+    log.warning("%s: holds a result of other settings, which is kept in %s", folder, aside)
+    return aside
 
 
 def write_text(path: Path, text: str) -> None:

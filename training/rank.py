@@ -7,6 +7,7 @@ student are dropped. What the paper leaves open is an option of `RankOptions`.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -146,9 +147,14 @@ def _chosen_files(files: tuple[SampleFile, ...], options: RankOptions, folder: P
         judged, drawn = judged_path(folder, each.stem), sample_path(folder, each.stem)
         if not judged.is_file():
             raise ValueError(f"{judged}: not there; `rrtf-train judge` comes first")
-        waiting = _lines(drawn) - _lines(judged)
-        if waiting > 0:
+        samples, verdicts = _keys(drawn), _keys(judged)
+        if waiting := len(samples - verdicts):
             raise ValueError(f"{judged}: lacks {waiting} of the samples; `rrtf-train judge` comes first")
+        if drawn.is_file() and (strange := len(verdicts - samples)):
+            raise ValueError(
+                f"{judged}: {strange} of its verdicts are of samples that {drawn} no longer holds; "
+                "`rrtf-train judge` comes first"
+            )
     roles = {each.role for each in kept}
     if options.chosen_from != "all" and options.chosen_from not in roles:
         raise ValueError(
@@ -158,12 +164,12 @@ def _chosen_files(files: tuple[SampleFile, ...], options: RankOptions, folder: P
     return kept
 
 
-def _lines(path: Path) -> int:
-    """Whole ones; 0 where the file is not there."""
+def _keys(path: Path) -> set[object]:
+    """Of the records, a last line that a kill cut short left out; none where the file is not there."""
     if not path.is_file():
-        return 0
+        return set()
     with path.open("rb") as file:
-        return sum(line.endswith(b"\n") for line in file)
+        return {json.loads(line).get("key") for line in file if line.endswith(b"\n")}
 
 
 @dataclass

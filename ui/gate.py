@@ -59,17 +59,24 @@ ICON = (
 class Gate:
     """ASGI middleware for `path` and what lies under it; every other request passes untouched.
 
-    Without `exchange` there is no sign-in. It is asked at the sign-in alone: the server reads its keys once,
-    when it starts, and sessions end with the server. So no visitor's key needs to be kept, and none is. What
-    it gave for the key goes on to the page with each request of the session, in the header KEY_HEADER.
+    Without `exchange` there is no sign-in. It is asked at the sign-in alone, so that no visitor's key needs
+    to be kept, and none is. What it gave for the key goes on to the page with each request of the session, in
+    the header KEY_HEADER. `admits` is asked for that at each request: once it says no, the session has ended.
     """
 
     def __init__(
-        self, app: ASGIApp, *, path: str, exchange: Callable[[str], str | None] | None, realm: str
+        self,
+        app: ASGIApp,
+        *,
+        path: str,
+        exchange: Callable[[str], str | None] | None,
+        realm: str,
+        admits: Callable[[str], bool] | None = None,
     ) -> None:
         self._app = app
         self._path = path
         self._exchange = exchange
+        self._admits = admits
         # Cookies do not know ports: two servers on one host must not sign each other out.
         self._cookie = f"rrtf-session-{hashlib.sha256(realm.encode()).hexdigest()[:8]}"
         # token -> monotonic time of expiry, and the key with which the page calls the API
@@ -125,8 +132,14 @@ class Gate:
         not signed in."""
         if self._exchange is None:
             return ""
-        expires, key = self._sessions.get(self._token(scope), (0.0, ""))
-        return key if time.monotonic() < expires else None
+        token = self._token(scope)
+        expires, key = self._sessions.get(token, (0.0, ""))
+        if time.monotonic() >= expires:
+            return None
+        if self._admits is not None and not self._admits(key):
+            del self._sessions[token]
+            return None
+        return key
 
     async def _sign_in(
         self, exchange: Callable[[str], str | None], scope: Scope, receive: Receive

@@ -31,12 +31,14 @@ def mount(
     path: str = "/ui",
     base_url: str,
     exchange: Callable[[str], str | None] | None,
+    admits: Callable[[str], bool] | None = None,
 ) -> FastAPI:
     """Serve the page under `path` of `app`, before `app` starts.
 
     The page calls the API at `base_url` (ends in /v1). With `exchange` a visitor first signs in: for their
     key it gives the one with which the page calls the API for them, None where theirs is none. Without it the
-    page is open and calls the API without a key.
+    page is open and calls the API without a key. `admits` says whether the API still takes such a key: the
+    session ends once it doesn't. Without it keys stay for as long as the server runs.
     Call `app.state.close_page()` from the event loop when the server is told to stop.
 
     Raises ValueError on a path that is not of the form /name.
@@ -61,7 +63,7 @@ def mount(
         head="".join(f"<script>{(HERE / name).read_text('utf-8')}</script>" for name in SCRIPTS),
     )
     _let_go(app, path, server)
-    app.add_middleware(Gate, path=path, exchange=exchange, realm=base_url)
+    app.add_middleware(Gate, path=path, exchange=exchange, admits=admits, realm=base_url)
     return app
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.requests import Request as HttpRequest
@@ -44,7 +44,7 @@ async def answer(request: HttpRequest, served: Served, plan: Plan) -> Response:
     generation = Generation(served, plan.job, request.scope["rrtf.owner"])
     headers = {"x-rrtf-dropped": ", ".join(plan.dropped)} if plan.dropped else {}
     if plan.stream:
-        return EventStream(_events(generation, plan), generation.cancel, headers)
+        return EventStream(_events(generation, plan), generation.cancel, headers, plan.shape)
     try:
         record = await unless_gone(request.receive, _whole(generation, plan))
     finally:
@@ -71,7 +71,7 @@ async def _events(generation: Generation, plan: Plan) -> AsyncIterator[bytes]:
         yield shape.usage(usage_record(plan.prompt_tokens, generation.completion_tokens))
 
 
-async def _whole(generation: Generation, plan: Plan) -> Mapping[str, object]:
+async def _whole(generation: Generation, plan: Plan) -> object:
     job = plan.job
     texts: list[list[str]] = [[] for _ in range(job.rows)]
     scored: list[list[Scored]] = [[] for _ in range(job.rows)]

@@ -10,10 +10,13 @@ from starlette.requests import ClientDisconnect, Request
 from rrtf_serve.api.errors import ApiError, json_type
 from rrtf_serve.api.sse import ClientGone
 
+# What programs send that name no type: nothing, or what their library or curl puts there.
+_UNNAMED = ("", "text/plain", "application/x-www-form-urlencoded")
+
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, object]:
     """The body as an object. Raises ApiError 400, 413 or 415, ClientGone when it never arrives whole."""
-    kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    kind = _content_type(request)
     # A browser sends any other type, or none, to any address without asking first: a page anywhere on the web
     # could make a server on the user's machine work for it.
     if kind != "application/json":
@@ -22,6 +25,24 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, object]:
             f"Content-Type must be application/json, but is {kind or 'absent'}.",
             "unsupported_media_type",
         )
+    return await _read(request, max_bytes)
+
+
+async def read_json_of_program(request: Request, max_bytes: int) -> dict[str, object]:
+    """As read_json, for dialects whose clients often name no type: it may be missing, though not in a request
+    that a web page made. Browsers mark those with Origin or Sec-Fetch-Site, which no page can change:
+    https://fetch.spec.whatwg.org/#origin-header"""
+    by_page = "origin" in request.headers or "sec-fetch-site" in request.headers
+    if not by_page and _content_type(request) in _UNNAMED:
+        return await _read(request, max_bytes)
+    return await read_json(request, max_bytes)
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+
+
+async def _read(request: Request, max_bytes: int) -> dict[str, object]:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > max_bytes:
         raise _too_large(max_bytes)

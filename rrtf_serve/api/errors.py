@@ -1,8 +1,8 @@
 """Errors as OpenAI's clients read them.
 
 Body: {"error": {"message", "type", "param", "code"}, "detail": [{"loc", "msg", "type"}]}. `error` is what
-the OpenAI SDKs parse (https://platform.openai.com/docs/guides/error-codes); `detail` is the shape of
-FastAPI's own errors, the only one that llm-ls parses for an OpenAI back-end.
+the OpenAI SDKs parse (https://platform.openai.com/docs/guides/error-codes); `detail` is the only shape that
+llm-ls parses for an OpenAI back-end: as FastAPI's own errors, but `loc` is one string, as its type asks for.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 FieldPath = tuple[str | int, ...]  # where in the body: ("messages", 0, "content")
 
@@ -44,7 +45,8 @@ class ApiError(Exception):
             "code": self.code,
             **self.extra,
         }
-        detail = {"loc": ["body", *self.path], "msg": self.message, "type": self.code}
+        loc = ".".join(filter(None, ("body", param(self.path))))
+        detail = {"loc": loc, "msg": self.message, "type": self.code}
         return {"error": error, "detail": [detail]}
 
 
@@ -108,6 +110,28 @@ def queue_full(retry_after_s: float) -> ApiError:
     )
 
 
+def deadline_exceeded() -> ApiError:
+    """504 and not 408: it was not the client who was slow. SDKs would try both again at once, and in vain."""
+    return ApiError(
+        504,
+        "The answer was not ready within this server's time limit. Ask for fewer tokens, or try when it is "
+        "less busy.",
+        "deadline_exceeded",
+        type="timeout_error",
+        headers={"x-should-retry": "false"},
+    )
+
+
+def replaced() -> ApiError:
+    """Its editor asked for something newer; seldom is anybody left who reads this."""
+    return ApiError(
+        409,
+        "A newer request of the same editor took this one's place.",
+        "replaced",
+        headers={"x-should-retry": "false"},
+    )
+
+
 def shutting_down() -> ApiError:
     return ApiError(
         503,
@@ -145,8 +169,14 @@ def error_response(error: ApiError, path: str) -> Response:
     )
 
 
+def note(scope: Scope, error: ApiError) -> None:
+    """Leave the code where the log and the figures find it."""
+    scope["rrtf.error"] = error.code
+
+
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    note(request.scope, error)
     return error_response(error, request.url.path)
 
 
@@ -160,17 +190,16 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     }
     code, message = known.get(error.status_code, ("http_error", str(error.detail)))
     kind = INVALID if error.status_code < 500 else "server_error"
-    return error_response(
-        ApiError(error.status_code, message, code, type=kind, headers=error.headers or {}), request.url.path
-    )
+    problem = ApiError(error.status_code, message, code, type=kind, headers=error.headers or {})
+    note(request.scope, problem)
+    return error_response(problem, request.url.path)
 
 
 async def _on_failure(request: Request, _: Exception) -> Response:
     """A fault of ours. Starlette raises it again after this answer, so that uvicorn logs the traceback."""
-    request_id = request.scope.get("rrtf.request_id", "unknown")
-    response = error_response(internal(request_id), request.url.path)
-    response.headers["x-request-id"] = request_id
-    return response
+    problem = internal(request.scope.get("rrtf.request_id", "unknown"))
+    note(request.scope, problem)
+    return error_response(problem, request.url.path)
 
 
 def install(app: FastAPI) -> None:

@@ -1,72 +1,78 @@
-"""What every request passes first: a request id, and the check of its API key.
+"""What a request passes before any endpoint: the check of its API key, and its client's limits.
 
-Both are left in the scope: `rrtf.request_id`, and `rrtf.owner`, the key's digest (None where no key is asked
-for).
+The key's digest is left in the scope as `rrtf.owner` (None where no key is asked for).
 """
 
 from __future__ import annotations
 
-import re
-import secrets
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from rrtf_serve.api.errors import ApiError, error_response
+from rrtf_serve.api.errors import ApiError, error_response, note
+from rrtf_serve.api.keys import Key, Keyring
+from rrtf_serve.api.limits import Account, Accounts
 from rrtf_serve.api.settings import ApiSettings
-
-# A client's own id is kept when it can stand in a header and a log line.
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+from rrtf_serve.api.visit import current
 
 
 class Gate:
-    """Plain ASGI: starlette's BaseHTTPMiddleware hides disconnects from streaming answers."""
+    """Plain ASGI, as Visits, within which it stands."""
 
-    def __init__(self, app: ASGIApp, settings: ApiSettings) -> None:
+    def __init__(self, app: ASGIApp, *, settings: ApiSettings, keys: Keyring) -> None:
         self._app = app
         self._settings = settings
+        self._keys = keys
+        self._accounts = Accounts(settings.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-        scope["rrtf.request_id"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
+        visit = current()
         try:
-            scope["rrtf.owner"] = self._owner(scope["path"], headers)
+            key = self._key(scope)
+            scope["rrtf.owner"] = visit.owner = key.digest if key is not None else None
+            visit.key = key.name if key is not None else None
+            visit.account = self._account(scope, key)
+            if visit.account is not None:
+                visit.account.enter()
         except ApiError as problem:
-            await error_response(problem, scope["path"])(scope, receive, send_with_id)
-        else:
-            await self._app(scope, receive, send_with_id)
+            note(scope, problem)
+            await error_response(problem, scope["path"])(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            if visit.account is not None:
+                visit.account.give_back(visit.reserved - visit.prompt_tokens - visit.completion_tokens)
+                visit.account.leave()
 
-    def _owner(self, path: str, headers: Headers) -> str | None:
+    def _key(self, scope: Scope) -> Key | None:
         """Raises ApiError 401."""
-        settings = self._settings
-        if not settings.api_keys or not any(_below(path, prefix) for prefix in settings.protected):
+        if not self._keys.required or self._settings.is_open(scope["path"]):
             return None
-        keys = _keys(headers)
-        owners = [owner for key in keys if (owner := settings.owner(key)) is not None]
-        if owners:
-            return owners[0]
+        given = _given(Headers(scope=scope))
+        for each in given:
+            if (found := self._keys.find(each)) is not None:
+                return found
         how = "send it as 'Authorization: Bearer KEY'"
-        problem = f"Incorrect API key provided; {how}." if keys else f"You didn't provide an API key; {how}."
+        problem = f"Incorrect API key provided; {how}." if given else f"You didn't provide an API key; {how}."
         challenge = {"www-authenticate": "Bearer"}
         raise ApiError(401, problem, "invalid_api_key", headers=challenge)
 
+    def _account(self, scope: Scope, key: Key | None) -> Account | None:
+        """Whose limits count. Reading (the models, the figures) is free: nothing is computed for it."""
+        if (
+            not self._settings.limits.any
+            or scope["method"] != "POST"
+            or self._settings.is_open(scope["path"])
+        ):
+            return None
+        # Without a key clients are told apart by address; the prefixes keep names and addresses apart.
+        return self._accounts.of(f"key {key.name}" if key is not None else f"at {current().client}")
 
-def _below(path: str, prefix: str) -> bool:
-    return path == prefix or path.startswith(f"{prefix}/")
 
-
-def _keys(headers: Headers) -> list[bytes]:
+def _given(headers: Headers) -> list[bytes]:
     """The key in any of the places where OpenAI's, Anthropic's and Azure's clients put it."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     found = [token.strip()] if scheme.lower() == "bearer" else []

@@ -13,12 +13,24 @@ import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
-from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, queue_full, shutting_down
+from rrtf_serve.api.errors import (
+    ApiError,
+    FieldPath,
+    context_length_exceeded,
+    deadline_exceeded,
+    queue_full,
+    replaced,
+    shutting_down,
+)
 from rrtf_serve.api.settings import Served
+from rrtf_serve.api.trimming import Cursor, Trim
+from rrtf_serve.api.visit import current
 from rrtf_serve.engine.protocol import Delta, Request, Sampling, TokenLogprob
 from rrtf_serve.engine.scheduler import QueueFull, SchedulerClosed, Stream
+from rrtf_serve.engine.stream import DeadlineExceeded, Replaced
 from rrtf_serve.engine.ticket import Ticket
 from rrtf_serve.models.tokens import TextStream, Tokenizer
 
@@ -35,6 +47,8 @@ class Job:
     stops: tuple[str, ...] = ()
     interactive: bool = False  # as in Ticket, and so is editor
     editor: str | None = None
+    cursor: Cursor | None = None  # ends each row as editors expect
+    min_tokens: int = 0  # before an end token may end a row
 
     @property
     def rows(self) -> int:
@@ -84,19 +98,27 @@ class Generation:
         self.job = job
         self.completion_tokens = 0
         scored = job.sampling.logprobs is not None
-        self._rows = [_Row(row, served.tokenizer, job.stops, scored) for row in range(job.rows)]
+        self._rows = [_Row(row, served.tokenizer, job, scored) for row in range(job.rows)]
         self._running = job.rows
+        self._visit = current()
         self._stream: Stream | None = None
         if not any(job.max_tokens):  # nothing to generate: echo alone
             return
         requests = [
-            Request(prompt, tokens, job.end_ids, _of_copy(job.sampling, copy), owner=owner)
+            Request(prompt, tokens, job.end_ids, _of_copy(job.sampling, copy), job.min_tokens, owner)
             for prompt, tokens in zip(job.prompts, job.max_tokens, strict=True)
             for copy in range(job.copies)
         ]
+        self._visit.reserve(
+            max(map(len, job.prompts)),
+            sum(map(len, job.prompts)) + sum(each.max_tokens for each in requests),
+        )
         with refusals(("prompt",)):
-            ticket = Ticket(owner, job.interactive, job.editor)
+            ticket = Ticket(owner, job.interactive, job.editor, self._visit.deadline)
             self._stream = served.scheduler.submit(requests, ticket)
+        self._visit.accepted(
+            served.name, job.rows, sum(map(len, job.prompts)), partial(_texts, served.tokenizer, job)
+        )
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """Ends once every row has finished. Raises EngineError, ApiError when the server stops meanwhile."""
@@ -107,6 +129,8 @@ class Generation:
         while self._running:
             with refusals(("prompt",)):
                 deltas = await anext(stream)
+            if self._visit.queue_seconds is None:
+                self._visit.queue_seconds = stream.queue_seconds
             pieces = [piece for delta in deltas if (piece := self._piece(stream, delta)) is not None]
             if pieces:
                 yield pieces
@@ -115,12 +139,16 @@ class Generation:
         row = self._rows[delta.row]
         if row.finished:  # what the engine made before it heard of the stop
             return None
-        self.completion_tokens += delta.token is not None
+        if delta.token is not None:
+            self.completion_tokens += 1
+            self._visit.token()
         piece = row.push(delta)
         if row.finished:
             self._running -= 1
+            if piece is not None and piece.finish is not None:
+                self._visit.finishes.append(piece.finish)
             if delta.finish is None:
-                stream.cancel(delta.row)
+                stream.cancel(delta.row, "stop")
         return piece
 
     def cancel(self) -> None:
@@ -128,13 +156,18 @@ class Generation:
             self._stream.cancel()
 
 
-class _Row:
-    __slots__ = ("_emitted", "_ledger", "_stream", "finished", "number")
+def _texts(tokenizer: Tokenizer, job: Job) -> list[str]:
+    return [tokenizer.decode(prompt, skip_specials=False) for prompt in job.prompts]
 
-    def __init__(self, number: int, tokenizer: Tokenizer, stops: tuple[str, ...], scored: bool) -> None:
+
+class _Row:
+    __slots__ = ("_emitted", "_ledger", "_stream", "_trim", "finished", "number")
+
+    def __init__(self, number: int, tokenizer: Tokenizer, job: Job, scored: bool) -> None:
         self.number = number
         self.finished = False
-        self._stream = TextStream(tokenizer, stops)
+        self._stream = TextStream(tokenizer, job.stops)
+        self._trim = None if job.cursor is None else Trim(job.cursor)
         self._ledger = _Ledger() if scored else None
         self._emitted = 0  # characters
 
@@ -148,12 +181,17 @@ class _Row:
             if self._ledger is not None and delta.logprob is not None:
                 self._ledger.add(self._stream.offset, delta.logprob)
         finish: Finish | None = "stop" if stopped else delta.finish
-        if finish is not None:
-            self.finished = True
-            if not stopped:
-                text += self._stream.flush()
+        if finish is not None and not stopped:
+            text += self._stream.flush()
+        cut = stopped
+        if self._trim is not None:
+            text, ended = self._trim.push(text)
+            if finish is not None:
+                text += self._trim.flush()
+            finish, cut = "stop" if ended else finish, True
+        self.finished = finish is not None
         self._emitted += len(text)
-        whole = finish is not None and not stopped
+        whole = self.finished and not cut
         scored = self._ledger.take(math.inf if whole else self._emitted) if self._ledger is not None else ()
         return Piece(self.number, text, scored, finish) if text or scored or finish is not None else None
 
@@ -195,5 +233,9 @@ def refusals(path: FieldPath) -> Iterator[None]:
         raise queue_full(error.retry_after_s) from error
     except SchedulerClosed as error:
         raise shutting_down() from error
+    except DeadlineExceeded as error:
+        raise deadline_exceeded() from error
+    except Replaced as error:
+        raise replaced() from error
     except ValueError as error:
         raise ApiError(400, str(error), "invalid_value", path=path) from error

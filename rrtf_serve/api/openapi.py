@@ -45,17 +45,20 @@ ERROR: Schema = {
 DESCRIPTIONS = {
     400: "The request can't be taken; `error.param` names the field",
     401: "A key is needed, and none or a wrong one was sent",
+    403: "The Host or Origin header is not one that this server answers to",
     404: "No such model",
     413: "The body is too large",
     415: "The body is not declared as application/json",
-    429: "The queue is full; Retry-After says when to try again",
+    429: "The queue is full or a limit is reached; Retry-After says when to try again",
     500: "The server failed; its log holds the cause under the request id",
+    501: "This server, or this model, does not do that",
     503: "The server is shutting down",
+    504: "The answer was not ready within the time limit",
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {"application/json": {"schema": ERROR}}
+def errors(*statuses: int, schema: Schema = ERROR) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": schema}}
     return {status: {"description": DESCRIPTIONS[status], "content": content} for status in statuses}
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from rrtf_serve.api.limits import Limits
+from rrtf_serve.api.origin import Origins
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.models.folder import Card
 from rrtf_serve.models.prompts import Prompts
@@ -13,34 +13,43 @@ from rrtf_serve.models.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
-class Served:
-    """One model behind the API."""
+class Known:
+    """A model that clients may name, loaded or not."""
 
     name: str  # what /v1/models lists and every answer carries
     aliases: tuple[str, ...]  # other names that `model` may hold
     card: Card
     tokenizer: Tokenizer
     prompts: Prompts
-    scheduler: Scheduler
     created: int  # Unix seconds
+    context: int  # tokens, prompt and completion together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served(Known):
+    """A model that is loaded."""
+
+    scheduler: Scheduler
+    prefill_speed: float | None = None  # tokens of prompt read in a second, measured; None: not known
 
 
 @dataclass(frozen=True)
 class ApiSettings:
-    api_keys: frozenset[str] = frozenset()  # SHA-256 hex digests; none: every client is let in
-    protected: tuple[str, ...] = ("/v1",)  # path prefixes that ask for a key
+    # SHA-256 hex digests of keys that stay as they are; a server whose keys may change has a Keyring.
+    api_keys: frozenset[str] = frozenset()
+    open_paths: tuple[str, ...] = ("/", "/health", "/ready", "/version", "/openapi.json", "/favicon.ico",
+                                   "/manifest.json")  # fmt: skip
+    page: str = "/ui"  # what lies under it has a sign-in of its own
     max_body_bytes: int = 4 * 2**20
     max_rows: int = 256  # completions made for one request: prompts x choices
+    first_token_seconds: float = 1.0  # an editor's prompt is cut to what is read in this time; 0: it isn't
     chat_max_tokens: int = 1024  # a chat that names no limit ends here, or where the context does
+    max_prompt_tokens: int | None = None  # of each prompt; None: what the context holds
+    request_seconds: float | None = None  # from a request's arrival to the end of its answer; None: no limit
+    limits: Limits = field(default_factory=Limits)  # per client
+    origins: Origins = field(default_factory=Origins)
+    log_prompts: bool = False
 
-    def admits(self, key: bytes) -> bool:
-        """Whether one of the keys is this one, in a time that doesn't depend on how much of it is right."""
-        return self.owner(key) is not None
-
-    def owner(self, key: bytes) -> str | None:
-        """Whose the key is: its SHA-256 hex digest, or None where it is none of the keys. Takes as long as
-        `admits`."""
-        digest = hashlib.sha256(key).hexdigest()
-        # Summed, since any() would stop at the first match.
-        known = sum(hmac.compare_digest(digest, each) for each in self.api_keys) > 0
-        return digest if known else None
+    def is_open(self, path: str) -> bool:
+        """Whether a path answers without a key. Every other asks for one: what is new is closed."""
+        return path in self.open_paths or path == self.page or path.startswith(f"{self.page}/")

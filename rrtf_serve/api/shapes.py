@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from rrtf_serve.api.generation import Piece, Scored
+from rrtf_serve.api.sse import Ending, OpenAiEnding
 from rrtf_serve.models.tokens import Tokenizer
 
 Record = dict[str, Any]
@@ -22,7 +23,7 @@ Record = dict[str, Any]
 IMPOSSIBLE = -9999.0
 
 
-class Shape(Protocol):
+class Shape(Ending, Protocol):
     id: str
 
     def opening(self, rows: int, /) -> bytes:
@@ -30,10 +31,10 @@ class Shape(Protocol):
 
     def chunk(self, piece: Piece) -> bytes: ...
 
-    def usage(self, usage: Record) -> bytes:
+    def usage(self, usage: Record, /) -> bytes:
         """The event of stream_options.include_usage."""
 
-    def whole(self, choices: Sequence[Piece], usage: Record) -> Record:
+    def whole(self, choices: Sequence[Piece], usage: Record, /) -> Record | list[Record]:
         """The answer without streaming: one piece per choice, holding all of it."""
 
 
@@ -42,7 +43,7 @@ def usage_record(prompt: int, completion: int) -> Record:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-class CompletionShape:
+class CompletionShape(OpenAiEnding):
     def __init__(
         self, tokenizer: Tokenizer, model: str, created: int, *, logprobs: bool, include_usage: bool
     ) -> None:
@@ -108,7 +109,7 @@ class CompletionShape:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-class ChatShape:
+class ChatShape(OpenAiEnding):
     def __init__(
         self, tokenizer: Tokenizer, model: str, created: int, *, logprobs: bool, include_usage: bool
     ) -> None:

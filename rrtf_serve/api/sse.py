@@ -1,7 +1,7 @@
 """Server-sent events: one HTTP answer that goes on, and that stops its work when the client has gone.
 
 Format: https://html.spec.whatwg.org/multipage/server-sent-events.html, as OpenAI uses it: unnamed events,
-each a JSON object, and `data: [DONE]` at the end.
+each a JSON object, and `data: [DONE]` at the end; a dialect may end it in another way.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rrtf_serve.api.errors import ApiError, internal
+from rrtf_serve.api.errors import ApiError, internal, note
 from rrtf_serve.engine.protocol import EngineError
 
 DONE = b"data: [DONE]\n\n"
@@ -34,23 +34,51 @@ def event(record: Mapping[str, object]) -> bytes:
     return b"data: " + json.dumps(record, separators=(",", ":")).encode() + b"\n\n"
 
 
-class EventStream(Response):
-    """Sends `events` as they come, ends with [DONE], and calls `close` in every case.
+class Ending(Protocol):
+    """How a dialect's streams end."""
 
-    A failure after the first byte can't change the status any more: it goes out as an event {"error": ...},
-    which the OpenAI SDKs raise as APIError, and the stream ends without [DONE].
-    """
+    media_type: str  # of the whole stream
+    done: bytes  # after the last event
+
+    def failure(self, error: ApiError) -> bytes:
+        """In place of `done`, where the stream failed."""
+
+
+class OpenAiEnding:
+    """As OpenAI's SDKs read it: they raise an event {"error": ...} as APIError."""
 
     media_type = "text/event-stream"
+    done = DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return event(error.body())
+
+
+_OPENAI = OpenAiEnding()
+
+
+class EventStream(Response):
+    """Sends `events` as they come, ends as `ending` says, and calls `close` in every case.
+
+    A failure after the first byte can't change the status any more: it goes out as the stream's last event.
+    """
 
     def __init__(
-        self, events: AsyncIterator[bytes], close: Callable[[], None], headers: Mapping[str, str]
+        self,
+        events: AsyncIterator[bytes],
+        close: Callable[[], None],
+        headers: Mapping[str, str],
+        ending: Ending = _OPENAI,
     ) -> None:
         # x-accel-buffering: nginx holds back small writes otherwise.
-        super().__init__(headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(
+            headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"},
+            media_type=ending.media_type,
+        )
         del self.headers["content-length"]
         self._events = events
         self._close = close
+        self._ending = ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -62,16 +90,19 @@ class EventStream(Response):
             self._close()
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
-        last = DONE
+        last = self._ending.done
         try:
             async for chunk in self._events:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except ApiError as error:
-            last = event(error.body())
+            note(scope, error)
+            last = self._ending.failure(error)
         except EngineError:
             request_id = scope.get("rrtf.request_id", "unknown")
             log.exception("request %s failed in mid-stream", request_id)
-            last = event(internal(request_id).body())
+            problem = internal(request_id)
+            note(scope, problem)
+            last = self._ending.failure(problem)
         await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -4,6 +4,7 @@ protocol   Engine, Batch, Request, Delta: the contract between the API and whate
 ct2        CTranslate2 behind that contract;  ct2_batch  its batches
 torch      PyTorch behind that contract, a package of its own
 checks     what every engine refuses of a request;  cores  how many threads it takes
+heap       freed memory given back to the system
 logprobs   log-probabilities out of raw logits
 scheduler  the queue in front of an engine, and what submitters call
            accepted  all that waits or runs;  waiting  what waits, in turns between owners;  job  one decode

@@ -45,9 +45,9 @@ from rrtf_serve.engine.ct2_batch import (
     partition,
     steps_in_memory,
     to_numpy,
-    trim_memory,
 )
 from rrtf_serve.engine.ct2_files import learned_positions, read_vocabulary
+from rrtf_serve.engine.heap import trim_memory
 from rrtf_serve.engine.logprobs import token_logprob
 from rrtf_serve.engine.protocol import (
     BATCH_TOKENS,

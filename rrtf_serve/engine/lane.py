@@ -290,6 +290,7 @@ class Lane:
             for row in job.gone:
                 self._batch.cancel(first + row)
             for listener in job.listeners:
+                listener.stream.queue_seconds = now - listener.submitted
                 self._observer.started(now - listener.submitted)
 
     def _deliver(self, deltas: list[Delta]) -> None:

@@ -116,6 +116,10 @@ class Capabilities:
     interactive_tokens: int = 0
 
 
+# Of a request that no engine is to see.
+NO_ENGINE = Capabilities(max_context=1, max_batch=1, max_logprobs=0, max_scored_tokens=0)
+
+
 class Batch(Protocol):
     def step(self) -> list[Delta]:
         """Block until something moved; [] means that every row has ended. Raises RowsFailed where others go

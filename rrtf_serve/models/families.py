@@ -33,7 +33,8 @@ class Fim:
 
     layout PSM: prefix marker, prefix, suffix marker, suffix, middle marker. SPM: prefix marker, suffix
     marker, suffix, middle marker, prefix. `repo` and `file` separate the files of a repository, where the
-    model knows them.
+    model knows them; `files` says where they stand, see infilling.py. `file_comment`: a model without such
+    markers learnt to read files one after another, each under its name behind this mark.
     """
 
     prefix: str
@@ -43,6 +44,8 @@ class Fim:
     layout: Literal["PSM", "SPM"] = "PSM"
     repo: str = ""
     file: str = ""
+    files: Literal["", "before", "between", "within"] = ""
+    file_comment: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ _STARCODER_FIM = Fim(
     ends=(*_STARCODER_MARKERS, "<filename>", "<reponame>"),
     repo="<reponame>",
     file="<filename>",
+    files="within",
 )
 _ALPACA_STOPS = ("\n### Instruction:", "\n### Response:")
 
@@ -87,6 +91,7 @@ FAMILIES: dict[str, Family] = {
             ),
             repo="<|repo_name|>",
             file="<|file_sep|>",
+            files="before",
         ),
     ),
     "smollm2": Family(
@@ -107,6 +112,7 @@ FAMILIES: dict[str, Family] = {
             ends=(*_STARCODER_MARKERS, "<file_sep>", "<repo_name>"),
             repo="<repo_name>",
             file="<file_sep>",
+            files="between",
         ),
     ),
     "starchat": Family(
@@ -142,6 +148,7 @@ FAMILIES: dict[str, Family] = {
             suffix=f"<{_BAR}fim{_GAP}hole{_BAR}>",
             middle=f"<{_BAR}fim{_GAP}end{_BAR}>",
             ends=tuple(f"<{_BAR}fim{_GAP}{part}{_BAR}>" for part in ("begin", "hole", "end")),
+            file_comment="#",
         ),
     ),
     "plain": Family(title="any model", chat=ChatFormat.PLAIN, ends=("<|endoftext|>", "</s>")),

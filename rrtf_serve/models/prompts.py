@@ -11,7 +11,6 @@ model's own template is read as its vendor reads it: marker strings anywhere in 
 
 from __future__ import annotations
 
-import codecs
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.families import FAMILIES, ChatFormat, Family, detect_family
 from rrtf_serve.models.folder import Card
+from rrtf_serve.models.infilling import NOWHERE, Infilling, PromptError, Setting, ending_in
 from rrtf_serve.models.templates import ChatTemplate, ChatTemplateError
 from rrtf_serve.models.tokens import Tokenizer
 
@@ -26,15 +26,9 @@ _ALPACA_INTRODUCTION = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n"
 )
-# Far more characters than code has per token: longer text is cut before it is encoded, which is what costs.
-_CHARACTERS_PER_TOKEN = 32
-
+__all__ = ["PromptError", "Prompts", "Setting", "docstring_first", "prompts_of"]
 
 _log = logging.getLogger(__name__)
-
-
-class PromptError(ValueError):
-    """This model can't be asked that way, or the request does not fit; the message names the field."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +86,10 @@ class Prompts:
                 self._template = error
         self._format = chat_format or family.chat
         fim = family.fim
-        self._fim_ids = None
-        if fim is not None:
-            ids = [tokenizer.token_id(marker) for marker in (fim.prefix, fim.suffix, fim.middle)]
-            self._fim_ids = [token for token in ids if token is not None]
-        self.has_infill = self._fim_ids is not None and len(self._fim_ids) == 3
+        self._infilling: Infilling | None = None
+        if fim is not None and None not in map(tokenizer.token_id, (fim.prefix, fim.suffix, fim.middle)):
+            self._infilling = Infilling(tokenizer, fim, self._bos)
+        self.has_infill = self._infilling is not None
         self.has_chat = self._template is not None or self._format is not None
         fim_ends = fim.ends if fim is not None else ()
         self.chat_end_ids = self._known([*end_tokens, *family.ends])
@@ -131,9 +124,23 @@ class Prompts:
         ids = self._tokenizer.encode(prompt, specials=True)
         return ids if ids[: len(self._bos)] == self._bos else self._bos + ids
 
+    def continuation_limited(self, text: str, budget_tokens: int) -> list[int]:
+        """The end of a text to go on with, in at most `budget_tokens`; marker strings in it stay text. Raises
+        PromptError on a budget without room for text."""
+        room = budget_tokens - len(self._bos)
+        if room < 1:
+            raise PromptError(f"a prompt of {budget_tokens} tokens leaves no room for text; lower max_tokens")
+        return [*self._bos, *ending_in(self._tokenizer, text, room)]
+
     def infill(self, prefix: str, suffix: str) -> list[int]:
         """The prompt whose completion goes between the two. Raises PromptError where the model can't."""
-        return self._infill(*self._encoded(prefix, suffix))
+        return self._infills().whole(prefix, suffix)
+
+    def infill_limited(
+        self, prefix: str, suffix: str, budget_tokens: int, setting: Setting = NOWHERE
+    ) -> list[int]:
+        """As `infill`, in at most `budget_tokens`; see Infilling.limited. Raises PromptError."""
+        return self._infills().limited(prefix, suffix, budget_tokens, setting)
 
     def middle_stops(self, code: str, suffix: str) -> tuple[str, ...]:
         """Where the middle ends though no end token came: small models go on and write the suffix once more,
@@ -154,52 +161,11 @@ class Prompts:
         fence = () if "```" in code or "```" in suffix else ("\n```",)
         return self.infill_stops + stops + fence
 
-    def infill_limited(self, prefix: str, suffix: str, budget_tokens: int) -> list[int]:
-        """As `infill`, in at most `budget_tokens`, markers and BOS included.
-
-        What does not fit goes at the far ends: the start of the prefix and the end of the suffix. The suffix
-        keeps at least a quarter of the room when it needs it. Raises PromptError on a budget without room for
-        text.
-        """
-        room = budget_tokens - len(self._infill([], []))
-        if room < 1:
-            raise PromptError(f"a prompt of {budget_tokens} tokens leaves no room for text; lower max_tokens")
-        characters = room * _CHARACTERS_PER_TOKEN
-        before, after = self._encoded(prefix[-characters:], suffix[:characters])
-        kept_after = min(len(after), max(room // 4, room - len(before)))
-        kept_before = min(len(before), room - kept_after)
-        if kept_before < len(before):
-            before = before[len(before) - kept_before :]
-            while before and self._tokenizer.token_bytes(before[0])[:1] in _CONTINUATIONS:
-                before = before[1:]  # the rest of a character whose start was cut away
-        if kept_after < len(after):
-            after = self._without_open_character(after[:kept_after])
-        return self._infill(before, after)
-
-    def _encoded(self, prefix: str, suffix: str) -> tuple[list[int], list[int]]:
-        self._fim()
-        encode = self._tokenizer.encode
-        return encode(prefix, specials=False), encode(suffix, specials=False, continues=True)
-
-    def _infill(self, before: list[int], after: list[int]) -> list[int]:
-        start, gap, end = self._fim()
-        if self.family.fim is not None and self.family.fim.layout == "SPM":
-            return [*self._bos, start, gap, *after, end, *before]
-        return [*self._bos, start, *before, gap, *after, end]
-
-    def _fim(self) -> list[int]:
-        if self._fim_ids is None or not self.has_infill:
+    def _infills(self) -> Infilling:
+        if self._infilling is None:
             able = ", ".join(family.title for family in FAMILIES.values() if family.fim is not None)
             raise PromptError(f"suffix: this model can't fill in the middle; families that can: {able}")
-        return self._fim_ids
-
-    def _without_open_character(self, ids: list[int]) -> list[int]:
-        for length in range(len(ids), max(len(ids) - 4, -1), -1):  # a character has at most four bytes
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            decoder.decode(b"".join(self._tokenizer.token_bytes(token) for token in ids[:length][-4:]))
-            if not decoder.getstate()[0]:  # no bytes wait for the rest of their character
-                return ids[:length]
-        return ids
+        return self._infilling
 
     def _known(self, tokens: Iterable[str]) -> frozenset[int]:
         ids = (self._tokenizer.token_id(token) for token in tokens)
@@ -216,9 +182,6 @@ class Prompts:
             ids += [*self._tokenizer.encode(text, specials=False), token]
             text = ""
         return ids + self._tokenizer.encode(text, specials=False)
-
-
-_CONTINUATIONS = frozenset(bytes([byte]) for byte in range(0x80, 0xC0))
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,11 @@ def _run(arguments: argparse.Namespace) -> int:
     options = JudgeOptions(**given(arguments, JudgeOptions))
     report = judge(arguments.folder, options, getattr(arguments, "data_dir", None))
     print_report(report, lines_of(report), as_json=arguments.json)
+    return status_of(report)
+
+
+def status_of(report: dict[str, Any]) -> int:
+    """1 where answers are without a verdict."""
     return 1 if any(each["failed_by_the_sandbox"] for each in report["files"].values()) else 0
 
 

@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
         *rank.lines_of(report["rank"]),
     ]
     print_report(report, lines, as_json=arguments.json)
-    return 0
+    return judge.status_of(report["judge"])
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,235 @@
+"""Ends a completion where an editor wants it to end, as its text comes.
+
+    cursor = Cursor(prefix, suffix, filename)   # once per request
+    trim = Trim(cursor)                         # once per completion
+    text, ended = trim.push("return a + b\\n")  # what is safe to show
+    text = trim.flush()                         # the rest, once the model has ended by itself
+
+What comes out is always a beginning of what went in, and the same however that was cut into pieces. It ends
+
+- at a blank line after a complete statement;
+- where the block closes that the cursor's own line begins, or the one that the cursor stands in;
+- before a bracket that the suffix closes already;
+- at the line's end where text follows the cursor on its line;
+
+and it never ends with what the suffix begins with. Blocks are told by brackets and by indentation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rrtf_serve.api.scanner import CLOSERS, Scanner
+from rrtf_serve.models.syntax import syntax_of
+
+NEAR = 8000  # characters before and after the cursor that are looked at
+OVERLAP = 1000  # characters of the suffix that a completion may end with
+_TAB = 4
+
+# What goes on with a statement whose block has just closed, at the beginning of a line.
+_WORDS = ("else", "elif", "elsif", "except", "finally", "catch", "rescue", "ensure", "end", "when", "case")
+_SIGNS = ".{|&?:,)]}"
+_OPEN_ENDS = frozenset("([{,:=+-*/%&|^~<.\\?@")
+
+
+class Cursor:
+    """What the text around the cursor says of where a completion ends. Read-only; shared by all rows."""
+
+    def __init__(self, prefix: str, suffix: str, filename: str | None = None) -> None:
+        near = prefix[-NEAR:]
+        if len(near) < len(prefix):
+            near = near.partition("\n")[2]
+        after = suffix[:NEAR]
+        self.syntax = syntax_of(filename, near + after)
+        self.before = Scanner(self.syntax).take(near)
+        line = near.rpartition("\n")[2]
+        self.line_is_blank = not line.strip()
+        self.indentation = _width(line)
+        self.head = after[:OVERLAP]
+        own = after.partition("\n")[0]
+        self.cuts_line = bool(own.strip()) and not self.line_is_blank
+        self.starts_line = self.line_is_blank and bool(own.strip())  # what comes next stands on its own line
+        self.may_close = self._may_close(after)
+
+    def _may_close(self, after: str) -> Counter[str]:
+        """By closing bracket, how many are open before the cursor and not closed after it."""
+        rest = Scanner(self.syntax, like=self.before).take(after)
+        opened = Counter(self.before.open)
+        left = {closer: opened[opener] - rest.closed[closer] for closer, opener in CLOSERS.items()}
+        return Counter({closer: count for closer, count in left.items() if count > 0})
+
+
+class Trim:
+    def __init__(self, cursor: Cursor) -> None:
+        self.ended = False
+        self._cursor = cursor
+        self._text = ""
+        self._shown = 0  # characters
+        self._scanner = Scanner(cursor.syntax, like=cursor.before)
+        self._content = 0  # where the last line with text in it ends, trailing space left out
+        self._last = self._before_last = ""  # the last two characters of code that are not space
+        self._lines = 0  # line breaks so far
+        self._below = 0  # lines with text in them, below the cursor's
+        self._line = 0  # where the line begins
+        self._blank = cursor.line_is_blank  # nothing stands in the line yet
+        self._word: int | None = None  # where a line's first word begins, while it is not decided
+        self._base = None if cursor.line_is_blank else cursor.indentation
+        self._own_block = False  # the cursor's line begins a block
+        self._left = False  # the block that the cursor stands in has closed
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Text that is safe to show, and whether the completion has ended; afterwards nothing more comes."""
+        for character in text:
+            if self.ended:
+                break
+            self._text += character
+            end = self._step(character)
+            if end is not None:
+                self._end(end)
+        if self.ended:
+            return self._show(len(self._text)), True
+        return self._show(self._safe()), False
+
+    def flush(self) -> str:
+        """What was held back, when the text ends by itself."""
+        if not self.ended:
+            self._end(len(self._text))
+        return self._show(len(self._text))
+
+    def _show(self, end: int) -> str:
+        start, self._shown = self._shown, max(self._shown, end)
+        return self._text[start:end]
+
+    def _end(self, end: int) -> None:
+        """Keep so many characters, less what the suffix says again and the space before a line break."""
+        head = self._cursor.head
+        text = self._text[:end]
+        kept = text[: self._overlap(text, exact=True)]
+        if not head.strip() or head[0] in "\r\n":
+            if kept == text:  # without the space at its end it may say it after all
+                text = text.rstrip()
+                kept = text[: self._overlap(text, exact=True)]
+            kept = kept.rstrip()
+        self._text, self.ended = kept, True
+
+    def _safe(self) -> int:
+        """How much stays whatever comes."""
+        text = self._text if self._word is None else self._text[: self._word]
+        text = text.rstrip()
+        return len(text[: self._overlap(text, exact=False)].rstrip())
+
+    def _overlap(self, text: str, *, exact: bool) -> int:
+        """Where the text begins to say what the suffix begins with, up to its end; its length if nowhere."""
+        head = self._cursor.head
+        if not head:
+            return len(text)
+        start = max(0, len(text) - len(head))
+        while (start := text.find(head[0], start)) >= 0:
+            if head.startswith(text[start:]) and not (exact and self._belongs(text, start)):
+                return start
+            start += 1
+        return len(text)
+
+    def _belongs(self, text: str, start: int) -> bool:
+        """Whether text[start:] closes brackets that the completion itself opened, and does nothing else:
+        `f(a)` before `)` is not a repetition."""
+        tail = text[start:]
+        if not tail.strip() or any(each not in ")]};," for each in tail if not each.isspace()):
+            return False
+        own = Scanner(self._cursor.syntax, like=self._cursor.before).take(text[:start]).open
+        return any(CLOSERS.get(each) in own for each in tail)
+
+    def _step(self, character: str) -> int | None:
+        """Where the completion ends, once that is known."""
+        at = len(self._text) - 1
+        scanner, cursor = self._scanner, self._cursor
+        closed = sum(scanner.closed.values())
+        was_code = scanner.mode == "code"
+        code = scanner.step(character)
+        if character == "\n":
+            end = self._line_ended(at) if scanner.mode == "code" else None
+            self._lines += 1
+            self._line, self._blank = at + 1, True
+            return end
+        if character.isspace():
+            return self._decide(at, character)
+        if sum(scanner.closed.values()) > closed:
+            if scanner.closed[character] > cursor.may_close[character]:
+                return at
+            self._left = self._left or character == "}"
+        if self._blank and self._lines:
+            self._below += 1
+            if was_code and (end := self._first_of_line(at, character)) is not None:
+                return end
+        self._blank = False
+        if code:
+            self._last, self._before_last = character, self._last
+        elif was_code and len(cursor.syntax.line_comment) != 1:  # its first character looked like code
+            self._last = self._before_last
+        if self._word is not None and (end := self._decide(at, character)) is not None:
+            return end
+        if self._word is None:
+            self._content = at + 1
+        if self._base is None:
+            self._base = self._indentation(at)
+        return None
+
+    def _indentation(self, at: int) -> int:
+        line = self._text[self._line : at]
+        return _width(line) if self._lines else self._cursor.indentation + _width(line)
+
+    def _first_of_line(self, at: int, character: str) -> int | None:
+        """The first character of a line is there: whether the line belongs to the completion."""
+        if self._scanner.open or self._base is None or self._directive(character):
+            return None
+        indentation = self._indentation(at)
+        if character not in CLOSERS and indentation < self._base:
+            return self._whole_lines()
+        if indentation > self._base:
+            self._own_block = self._own_block or (self._below == 1 and not self._cursor.line_is_blank)
+        elif (self._own_block or self._left) and character not in _SIGNS:
+            self._word = at
+        return None
+
+    def _directive(self, character: str) -> bool:
+        """A preprocessor's line stands at the margin, wherever it belongs."""
+        return character == "#" and self._cursor.syntax.line_comment == "//"
+
+    def _decide(self, at: int, character: str) -> int | None:
+        """Whether the line whose first word is being read goes on with the statement before it."""
+        if self._word is None:
+            return None
+        word = self._text[self._word : at + 1]
+        if character.isalnum() or character == "_":
+            return None if any(each.startswith(word) for each in _WORDS) else self._whole_lines()
+        if self._text[self._word : at] not in _WORDS:
+            return self._whole_lines()
+        self._word, self._left = None, False
+        self._content = len(self._text[: at + 1].rstrip())
+        return None
+
+    def _line_ended(self, at: int) -> int | None:
+        end = self._decide(at, "\n")
+        if end is not None:
+            return end
+        if not self._lines:
+            self._own_block = bool(self._scanner.open) and not self._cursor.line_is_blank
+        if self._content and not self._scanner.open:
+            if self._cursor.cuts_line:
+                return self._content
+            if self._blank and self._lines and self._last not in _OPEN_ENDS:
+                return self._whole_lines()
+        return None
+
+    def _whole_lines(self) -> int:
+        """The end of the last line that belongs to the completion; with its line break where what comes next
+        needs a line of its own."""
+        if self._cursor.starts_line:
+            return self._text.find("\n", self._content) + 1
+        return self._content
+
+
+def _width(line: str) -> int:
+    """Of its leading space, in columns."""
+    expanded = line.expandtabs(_TAB)
+    return len(expanded) - len(expanded.lstrip())

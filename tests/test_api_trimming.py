@@ -1,0 +1,180 @@
+"""Where an editor's completion ends: known cases, and what holds for any text however it is cut."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, strategies
+
+from rrtf_serve.api.trimming import Cursor, Trim
+
+PYTHON, SCRIPT = "a.py", "a.js"
+
+
+def trimmed(text: str, prefix: str, suffix: str = "", filename: str | None = None) -> tuple[str, bool]:
+    """The completion, and whether it was ended before the model did."""
+    trim = Trim(Cursor(prefix, suffix, filename))
+    shown, ended = trim.push(text)
+    return shown + trim.flush(), ended
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text", "kept"),
+    [
+        ("def add(a, b):\n    ", "return a + b\n\ndef sub", "return a + b"),
+        ("def add(a, b):\n    ", "return a + b\n\n", "return a + b"),
+        ("def add(a, b):", "\n    return a + b\n\n\nx", "\n    return a + b"),
+        # nothing was said yet, nothing is complete yet
+        ("import os\n", "\n\nx = 1\n\n", "\n\nx = 1"),
+        ("", "def f(\n\n    a):\n\n    return a\n\ny", "def f(\n\n    a):\n\n    return a"),
+        ("", "x = [\n\n    1,\n]\n\ny", "x = [\n\n    1,\n]"),
+        ("", 'x = """a\n\nb"""\n\ny', 'x = """a\n\nb"""'),
+        ("", "x = ''\n\ny", "x = ''"),
+        ("# sort ", "the list\n\nx", "the list"),
+        ("", "x = 1  # (\n \t\ny", "x = 1  # ("),
+    ],
+)
+def test_a_blank_line_after_a_complete_statement_ends_it(prefix: str, text: str, kept: str) -> None:
+    assert trimmed(text, prefix, filename=PYTHON) == (kept, True)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text", "kept", "filename"),
+    [
+        # the block that the cursor's line begins
+        ("for x in y:", "\n    a()\n    b()\nc()", "\n    a()\n    b()", PYTHON),
+        ("def f(", "x):\n    return x\nprint(1)", "x):\n    return x", PYTHON),
+        ("if x:", "\n    a()\nelse:\n    b()\nc()", "\n    a()\nelse:\n    b()", PYTHON),
+        ("function f", "() {\n  a();\n}\ng();", "() {\n  a();\n}", SCRIPT),
+        ("const f = ", "() => {\n  a();\n};\ng();", "() => {\n  a();\n};", SCRIPT),
+        ("if (x) {", "\n  a();\n} else {\n  b();\n}\nc();", "\n  a();\n} else {\n  b();\n}", SCRIPT),
+        ("def f", "(x)\n  x\nend\ng", "(x)\n  x\nend", "a.rb"),
+        # the block that the cursor stands in
+        ("def f(x):\n    ", "y = x\n    return y\nprint(1)", "y = x\n    return y", PYTHON),
+        ("def f(x):\n", "    return x\nprint(1)", "    return x", PYTHON),
+        ("function f() {\n  ", "a();\n}\nfunction g", "a();\n}", SCRIPT),
+        ("fn f<'a>(x: &'a str) {\n    ", "g(x);\n}\nfn h", "g(x);\n}", "a.rs"),
+    ],
+)
+def test_a_balanced_block_ends_it(prefix: str, text: str, kept: str, filename: str) -> None:
+    assert trimmed(text, prefix, filename=filename) == (kept, True)
+
+
+def test_a_body_goes_on_after_a_block_in_it() -> None:
+    body = "total = 0\n    for x in y:\n        total += x\n    return total"
+    assert trimmed(body + "\n\nprint()", "def f(y):\n    ", filename=PYTHON) == (body, True)
+    body = "let t = 0;\n  for (const x of y) {\n    t += x;\n  }\n  return t;"
+    assert trimmed(body + "\n\n", "function f(y) {\n  ", "\n}\n", SCRIPT) == (body, True)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text", "suffix", "kept"),
+    [
+        ("print(", "a, b)\nprint(c)", ")\n", "a, b"),
+        ("print(", "f(a))", ")", "f(a)"),
+        ("print(", "f(a)", ")", "f(a)"),  # its own bracket
+        ("x[", "i]", "] = 1", "i"),
+        ("print(f(", "a), b)\n", ")\n", "a), b"),  # one of the two is closed by the suffix
+        ("function f() {\n  ", "a();\n}\n", "\n}\n", "a();"),
+        ("function f() {\n  ", "if (x) {\n    a();\n  }", "\n}\n", "if (x) {\n    a();\n  }"),
+        ("{\n  a: ", "[1,\n  2],\n}", "\n\n}", "[1,\n  2],"),
+    ],
+)
+def test_brackets_that_the_suffix_closes_are_left_to_it(
+    prefix: str, text: str, suffix: str, kept: str
+) -> None:
+    assert trimmed(text, prefix, suffix, SCRIPT)[0] == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "kept"),
+    [
+        ("a + b\n    return c", "\n    return c\n", "a + b"),
+        ("a + b", " + b", "a"),
+        ("name, ", ", other", "name"),
+        ('say("', '")', "say("),
+        ("a", "b", "a"),
+        ("", "b", ""),
+        ("same", "same", ""),
+        ("aa", "aab", ""),
+        ("x = 1  \n", "\ny", "x = 1"),
+        ("x = 1\n   ", "", "x = 1"),
+        ("x = 1 ", "# why", "x = 1 "),
+    ],
+)
+def test_the_suffix_is_not_said_again(text: str, suffix: str, kept: str) -> None:
+    assert trimmed(text, "    ", suffix, PYTHON)[0] == kept
+
+
+def test_text_after_the_cursor_ends_it_with_its_line() -> None:
+    assert trimmed("a\nb = 2\n", "x = ", " + 1\n", PYTHON) == ("a", True)
+    assert trimmed("f(\n  a,\n)\nb = 2\n", "x = ", " + 1\n", PYTHON) == ("f(\n  a,\n)", True)
+    # a line of its own before the text, and its line break with it
+    assert trimmed("x = 1\n\ny", "import os\n", "print(x)\n", PYTHON) == ("x = 1\n", True)
+
+
+def test_it_ends_at_once() -> None:
+    """What follows costs nothing: the end is known with the character that brings it."""
+    for prefix, text, suffix in [
+        ("def f():\n    ", "return 1\n\n", ""),
+        ("for x in y:", "\n    a()\nx", ""),
+        ("f(", "a)", ")"),
+        ("x = ", "a\n", " + 1"),
+    ]:
+        trim = Trim(Cursor(prefix, suffix, PYTHON))
+        assert [trim.push(character)[1] for character in text] == [False] * (len(text) - 1) + [True]
+        assert trim.push("more") == ("", True)
+        assert trim.flush() == ""
+
+
+def test_what_is_safe_is_shown_while_it_comes() -> None:
+    trim = Trim(Cursor("x = ", "\nprint(x)\n", PYTHON))
+    assert [trim.push(piece)[0] for piece in ("1 ", "+", " 2", "\n", "pri", "me")] == [
+        "1", " +", " 2", "", "", "\nprime",
+    ]  # fmt: skip
+
+
+def test_the_language_is_told_by_name_or_by_its_lines() -> None:
+    block = "x //= 2)\n\ny"  # a comment, or a division and a bracket too many
+    assert trimmed(block, "f(", "", "a.py")[0] == "x //= 2)"
+    assert trimmed("a # {\n\ny", "", "", "a.py") == ("a # {", True)
+    assert trimmed("a # {\n\ny", "", "", "Makefile") == ("a # {", True)
+    assert trimmed("a // {\n\ny", "f();\n", "", None) == ("a // {", True)
+    assert trimmed("a # {\n\ny", "f()\n", "", None) == ("a # {", True)
+    assert trimmed("it's\n\ny", "", "", "a.md") == ("it's", True)
+
+
+def test_a_cursor_inside_a_comment_or_a_string_is_seen() -> None:
+    assert trimmed("b)c\nd", 'print("a', '")\n', PYTHON)[0] == "b)c"
+    assert trimmed("first\n\nsecond", '"""a\n', '\n"""\n', PYTHON) == ("first\n\nsecond", False)
+    assert trimmed(" a) {\n * b\n\n */\nf();\n\ng", "/*", "", SCRIPT) == (" a) {\n * b\n\n */\nf();", True)
+
+
+PIECES = strategies.sampled_from(
+    ["\n", "\n\n", " ", "    ", "(", ")", "{", "}", "[", "]", "a", "return x", "else", "if x:", ";", ",",
+     '"', "'", "#", "//", "/*", "*/", "`", "\\", "=", "é", "😀", "\r\n", "\t", '"""', "end", "ab"]
+)  # fmt: skip
+TEXTS = strategies.lists(PIECES, max_size=24).map("".join)
+
+
+@given(
+    TEXTS, TEXTS, TEXTS, strategies.sampled_from([None, "a.py", "a.js", "a.rs", "a.md"]), strategies.data()
+)
+def test_it_is_a_beginning_and_the_same_however_it_is_cut(
+    prefix: str, text: str, suffix: str, filename: str | None, data: strategies.DataObject
+) -> None:
+    cursor = Cursor(prefix, suffix, filename)
+    whole, ended = trimmed(text, prefix, suffix, filename)
+    assert text.startswith(whole)
+    cuts = sorted(data.draw(strategies.lists(strategies.integers(0, len(text)), max_size=6)))
+    trim = Trim(cursor)
+    shown = ""
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        piece, done = trim.push(text[start:end])
+        shown += piece
+        assert whole.startswith(shown)  # nothing is taken back
+    assert done == ended
+    assert shown + trim.flush() == whole
+    # What the suffix begins with is not said again, but for brackets that belong to the completion.
+    again = [whole[start:] for start in range(len(whole)) if suffix.startswith(whole[start:])]
+    if again and not text[len(whole) :].startswith(suffix[0]):  # else it was said even twice
+        assert set("".join(again)) <= set(")]};, \n\t\r")
