@@ -122,11 +122,6 @@ def _add_limits(made: argparse.ArgumentParser) -> None:
         help="an editor's prompt is cut to what the model reads in this time; 0: it isn't (default: 1)",
     )
     option("--max-prompt-tokens", type=int, help="(default: what the context holds)")
-    option(
-        "--first-token-seconds",
-        type=float,
-        help="an editor's prompt is cut to what is read in this time; 0: it isn't (default: 1)",
-    )
     option("--request-seconds", type=float, help="until the end of the answer (default: no limit)")
 
 
