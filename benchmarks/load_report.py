@@ -32,7 +32,7 @@ def load_page(report: Figures) -> str:
     ]
     if report["wrong_answers"]:
         lines += ["Wrong:", "", *(f"- {each}" for each in report["wrong_answers"]), ""]
-    return "\n".join([*lines, _machine(report["machine"]), ""])
+    return "\n".join([*lines, machine_line(report["machine"]), ""])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -55,5 +55,5 @@ def _memory(record: Figures | None) -> str:
     return f" Resident memory of the server, MB: {text}."
 
 
-def _machine(record: Mapping[str, str]) -> str:
+def machine_line(record: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in record.items() if value)

@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -28,13 +29,15 @@ class Target:
     key: str | None = None
     ours: bool = True  # answers with the request's own id, as rrtf-serve does
     flags: tuple[str, ...] = ()
+    process: subprocess.Popen[str] | None = None  # of a server that was started here
 
 
 @contextmanager
-def own_target(model: str, flags: tuple[str, ...]) -> Iterator[Target]:
+def own_target(model: str, flags: tuple[str, ...], *, stderr: Path | None = None) -> Iterator[Target]:
     """Start `rrtf-serve --model MODEL FLAGS`; raises RuntimeError with its output where it doesn't start."""
-    with running_server("--model", model, *flags) as server:
-        yield described(server.address, pid=server.pid, flags=flags)
+    with running_server("--model", model, *flags, stderr=stderr) as server:
+        found = described(server.address, pid=server.pid)
+        yield replace(found, flags=flags, process=server.process)
 
 
 @contextmanager
@@ -65,14 +68,7 @@ def peer_target(address: str, command: str) -> Iterator[Target]:
                 process.wait()
 
 
-def described(
-    address: str,
-    *,
-    pid: int | None = None,
-    key: str | None = None,
-    ours: bool = True,
-    flags: tuple[str, ...] = (),
-) -> Target:
+def described(address: str, *, pid: int | None = None, key: str | None = None, ours: bool = True) -> Target:
     """What the server says of itself under /v1/models: its first model, and whether that fills in the middle.
 
     Raises RuntimeError on any other answer, httpx2.TransportError where nobody answers."""
@@ -81,7 +77,7 @@ def described(
     if answer.status_code != 200:
         raise RuntimeError(f"{address}/v1/models: {answer.status_code} {answer.text[:300]}")
     first: dict[str, Any] = answer.json()["data"][0]
-    return Target(address, first["id"], bool(first.get("infill")), pid, key, ours, flags)
+    return Target(address, first["id"], bool(first.get("infill")), pid, key, ours)
 
 
 @dataclass

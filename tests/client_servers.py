@@ -12,10 +12,10 @@ from fake_engine import CAPABILITIES, FakeEngine
 from live import Running, serving
 
 from rrtf_serve.api.app import ApiSettings
-from rrtf_serve.main import hash_key
+from rrtf_serve.api.keys import digest_of
 
 KEY = "right-key"
-SETTINGS = ApiSettings(api_keys=frozenset({hash_key(KEY)}))
+SETTINGS = ApiSettings(api_keys=frozenset({digest_of(KEY.encode())}))
 
 
 @contextmanager

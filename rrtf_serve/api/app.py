@@ -159,7 +159,7 @@ def create_app(
     @app.get("/v1/models/{name:path}", responses=openapi.errors(401, 404))
     async def model(name: str) -> Record:
         """One model, by its name or an alias."""
-        return await listing.find_model(models, name)
+        return listing.find_model(models, name)
 
     add_probes(app, models, metrics, app.state.readiness)
     add_dialects(app, models, settings)
