@@ -1,6 +1,7 @@
 # make run    install, fetch the default model, convert it once, serve it (API under /v1, page under /ui)
 # make test   install what the tests need and run them
 # make check  linters, types and import rules
+# make clients  install the programs that editors use (Node.js 20 or newer is needed) and test with them
 # make train-demo   align a 135M model on 48 problems, convert it and serve it: the tutorial in docs/training.md
 # make gptq   install what `rrtf-convert gptq` needs; make auto-gptq: auto-gptq 0.7.1, in .venv-auto-gptq
 # Both say what they install, and take TORCH like `make test`.
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 AUTO_GPTQ_PYTHON ?= python3.11
 AUTO_GPTQ := .venv-auto-gptq
 
-.PHONY: run train-demo test test-slow test-browser check format gptq auto-gptq clean
+.PHONY: run train-demo test test-slow test-browser clients check format gptq auto-gptq clean
 
 run: .venv/run.stamp
 	$(BIN)/rrtf-serve $(ARGS)
@@ -38,6 +39,11 @@ test-slow: .venv/dev.stamp
 
 test-browser: .venv/dev.stamp
 	$(BIN)/python -m pytest -m browser $(ARGS)
+
+# CLIENTS: the folder they are installed into.
+CLIENTS ?= .venv/clients
+clients: $(CLIENTS)/done.stamp
+	RRTF_CLIENTS='$(CLIENTS)' $(BIN)/python -m pytest -m clients $(ARGS)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -78,6 +84,16 @@ clean:
 	@$(PIP) install -q $(TORCH)
 	@$(PIP) install -q -e '.[dev]' -c constraints.txt
 	@touch $@ .venv/run.stamp
+
+# No install scripts: none of the packages needs its own.
+$(CLIENTS)/done.stamp: .venv/dev.stamp tests/clients/package.json tests/clients/package-lock.json
+	@node -e 'process.exit(process.versions.node.split(".")[0] < 20)' || { echo 'Node.js 20 or newer is needed, and npm (Debian: apt install nodejs npm)'; exit 1; }
+	@echo 'Installing the clients (230 MB) into $(CLIENTS) ...'
+	@mkdir -p '$(CLIENTS)'
+	@cp tests/clients/package.json tests/clients/package-lock.json '$(CLIENTS)/'
+	@npm ci --ignore-scripts --no-audit --no-fund --prefix '$(CLIENTS)'
+	@$(PIP) install -q ollama==0.6.3
+	@touch $@
 
 .venv/gptq.stamp: .venv/dev.stamp
 	@echo 'Installing gptqmodel, which is compiled here, and optimum into .venv: minutes ...'

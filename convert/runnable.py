@@ -22,8 +22,9 @@ from convert.ct2 import convert
 from convert.parity import FloatArray
 from convert.writer import plan, planned_size
 from rrtf_serve.engine.cores import available_cores
-from rrtf_serve.engine.ct2_batch import to_numpy, trim_memory
+from rrtf_serve.engine.ct2_batch import to_numpy
 from rrtf_serve.engine.ct2_files import learned_positions, read_vocabulary
+from rrtf_serve.engine.heap import trim_memory
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import Card, read_card
 from rrtf_serve.models.source import Kind, Source, read_json

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from live import LiveServer, rrtf_serve
 
+from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.source import Source
 from rrtf_serve.models.store import Store
 
@@ -27,6 +28,18 @@ def qwen_source() -> Source:
 def live_server() -> Iterator[LiveServer]:
     """`rrtf-serve` on SmolLM2-135M with its page, in a process of its own."""
     with rrtf_serve("smollm2-135m-instruct") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def live_keyed() -> Iterator[LiveServer]:
+    """`rrtf-serve` on the default model, with a key ("right-key") and no page, for `clients` tests."""
+    try:
+        Store().fetch("qwen2.5-coder-0.5b-instruct", progress=False)
+    except ModelError as error:
+        pytest.skip(f"the default model is neither here nor to be had: {error}")
+    env = {"RRTF_API_KEYS": "right-key"}
+    with rrtf_serve("qwen2.5-coder-0.5b-instruct", "--no-ui", env=env) as server:
         yield server
 
 

@@ -47,6 +47,7 @@ def serving(
     family: str = "qwen2.5-coder",
     settings: ApiSettings | None = None,
     max_queue: int = 64,
+    prefill_speed: float | None = None,
     keys: Keyring | None = None,
     metrics: Metrics | None = None,
     log: RequestLog | None = None,
@@ -55,7 +56,8 @@ def serving(
     engine = engine or FakeEngine()
     tokenizer = byte_tokenizer()
     card = Card(NAME, "qwen2", family, engine.capabilities.max_context, "int8")
-    scheduler = Scheduler(engine, max_queue=max_queue)
+    metrics = metrics or Metrics()
+    scheduler = Scheduler(engine, max_queue=max_queue, observer=metrics.observer(NAME))
     prompts = Prompts(
         tokenizer,
         FAMILIES[family],
@@ -64,7 +66,10 @@ def serving(
         bos_token="",
         end_tokens=["<|endoftext|>"],
     )
-    served = Served(NAME, ("tiny", "org/tiny-coder"), card, tokenizer, prompts, scheduler, 1_700_000_000)
+    served = Served(
+        NAME, ("tiny", "org/tiny-coder"), card, tokenizer, prompts, 1_700_000_000,
+        engine.capabilities.max_context, scheduler=scheduler, prefill_speed=prefill_speed,
+    )  # fmt: skip
     app = create_app(
         Models([served]), settings=settings or ApiSettings(), keys=keys, metrics=metrics, log=log
     )

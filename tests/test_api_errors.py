@@ -161,10 +161,7 @@ def test_refusal_names_the_field(server: Running, path: str, body: Any, param: s
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
     [detail] = response.json()["detail"]
     assert detail["msg"] == error["message"]
-    assert detail["loc"][0] == "body"
-    assert "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"][1:]) == (
-        f".{param}"
-    )
+    assert detail["loc"] == f"body.{param}"
     assert response.headers["x-request-id"]
 
 
@@ -369,10 +366,10 @@ def test_a_request_id_is_kept_when_it_is_harmless(server: Running) -> None:
 
 
 def test_llm_ls_can_parse_a_refusal(server: Running) -> None:
-    """Its Rust type: {"detail": [{"loc": [string or integer], "msg": string, "type": string}]}."""
+    """Its Rust type: {"detail": [{"loc": string or integer, "msg": string, "type": string}]}."""
     for body in ({}, {"prompt": ["a", 1]}):
         for detail in httpx.post(server.address + COMPLETIONS, json=body).json()["detail"]:
-            assert all(isinstance(part, str | int) for part in detail["loc"])
+            assert isinstance(detail["loc"], str)
             assert isinstance(detail["msg"], str)
             assert isinstance(detail["type"], str)
 

@@ -224,3 +224,23 @@ def test_a_body_beyond_the_limit_is_refused() -> None:
     with serving(settings=ApiSettings(max_body_bytes=1024)) as server:
         assert ask(server, user="x" * 2000).status_code == 413
         assert ask(server).status_code == 200
+
+
+def test_an_answer_beyond_the_time_limit_is_a_504_that_nobody_repeats() -> None:
+    engine = FakeEngine()
+    engine.open.clear()
+    with serving(engine, settings=ApiSettings(request_seconds=0.3)) as server:
+        whole = ask(server)
+        streamed = ask(server, stream=True)
+        client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="x", max_retries=5)
+        with client, pytest.raises(openai.InternalServerError) as given_up:
+            client.completions.create(model="tiny", prompt="a", max_tokens=1)
+        asked = len(engine.started)
+        engine.open.set()
+    error = whole.json()["error"]
+    assert (whole.status_code, error["code"], error["type"]) == (504, "deadline_exceeded", "timeout_error")
+    assert whole.headers["x-should-retry"] == "false"
+    assert given_up.value.status_code == 504
+    assert asked <= 3, "the SDK did not try again"
+    assert (streamed.status_code, "[DONE]" in streamed.text) == (200, False)
+    assert "deadline_exceeded" in streamed.text

@@ -61,8 +61,8 @@ def test_a_line_tells_all_but_the_key_and_the_text(tmp_path: Path) -> None:
         httpx.get(f"{server.address}/nowhere?secret=sesame", headers={"api-key": "sesame"})
         ask(server, max_tokens="many")
     whole, streamed, refused, nowhere, wrong = lines(file)
-    times = [whole.pop(name) for name in ("first_token_ms", "total_ms")]
-    assert 0 <= times[0] <= times[1]
+    times = [whole.pop(name) for name in ("queue_ms", "first_token_ms", "total_ms")]
+    assert 0 <= times[0] <= times[1] <= times[2]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", whole.pop("time"))
     assert whole == {
         "event": "request", "request_id": "mine-1", "client": "127.0.0.1", "key": "alice", "method": "POST",
@@ -71,6 +71,7 @@ def test_a_line_tells_all_but_the_key_and_the_text(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (streamed["rows"], streamed["completion_tokens"], streamed["finish"]) == (2, 6, ["length"] * 2)
     assert (refused["status"], refused["error"], "key" in refused) == (401, "invalid_api_key", False)
+    assert (refused["route"], "path" in refused) == ("/v1/models", False)
     assert (nowhere["route"], nowhere["path"], nowhere["error"]) == ("unmatched", "/nowhere", "unknown_url")
     assert (wrong["status"], wrong["error"], "model" in wrong) == (400, "invalid_type", False)
     text = file.read_text()
@@ -119,7 +120,7 @@ def test_probes_are_quiet_unless_they_fail(tmp_path: Path) -> None:
     with logging_to(tmp_path / "log") as server:
         for path in ("/health", "/ready", "/metrics"):
             httpx.get(server.address + path)
-    assert [line["path"] for line in lines(tmp_path / "log")] == ["/metrics"], (
+    assert [line["route"] for line in lines(tmp_path / "log")] == ["/metrics"], (
         "the only one that asks for a key"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import httpx
@@ -185,3 +186,51 @@ def test_ready_says_when_not_to_send_requests() -> None:
         health = httpx.get(f"{server.address}/health")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
     assert health.json()["status"] == "ok"
+
+
+def test_the_scheduler_tells_of_real_answers() -> None:
+    engine, metrics = FakeEngine(), Metrics()
+    with serving(engine, metrics=metrics) as server, httpx.Client(base_url=server.address) as client:
+        client.post("/v1/completions", json={"prompt": "abcdef", "max_tokens": 5})
+        client.post("/v1/completions", json={"prompt": "abcdef", "max_tokens": 50, "stop": "d"})
+        found = read(server)
+    model = {"model_name": NAME}
+    assert value(found, "vllm:request_success_total", finished_reason="length", **model) == 1
+    # What ends at a stop string has all it wanted: nobody broke it off.
+    assert value(found, "vllm:request_success_total", finished_reason="stop", **model) == 1
+    assert value(found, "vllm:request_success_total", finished_reason="abort", **model) == 0
+    assert value(found, "vllm:time_to_first_token_seconds_count", **model) == 2
+    assert value(found, "vllm:request_queue_time_seconds_count", **model) == 2
+    assert value(found, "vllm:e2e_request_latency_seconds_count", **model) == 2
+    assert value(found, "vllm:num_requests_running", **model) == 0
+    assert value(found, "vllm:num_requests_waiting", **model) == 0
+    assert (value(found, "vllm:generation_tokens_total", **model) or 0) >= 5 + 4
+
+
+def test_who_is_sent_away_and_who_leaves_are_counted() -> None:
+    engine, metrics = FakeEngine(), Metrics()
+    engine.open.clear()
+
+    def figure(name: str, **labels: str) -> float | None:
+        return value(samples(metrics.render().decode()), name, model_name=NAME, **labels)
+
+    def until(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.005)
+
+    body = {"prompt": "a", "max_tokens": 2, "stream": True}
+    with (
+        serving(engine, metrics=metrics, max_queue=1) as server,
+        httpx.Client(base_url=server.address) as client,
+    ):
+        with client.stream("POST", "/v1/completions", json=body):
+            until(lambda: bool(engine.started))
+            with client.stream("POST", "/v1/completions", json=body):
+                until(lambda: figure("vllm:num_requests_waiting") == 1)
+                assert client.post("/v1/completions", json=body).status_code == 429
+                assert figure("rrtf:queue_refusals_total", reason="queue_full") == 1
+                assert figure("vllm:num_requests_running") == 1
+        until(lambda: figure("rrtf:cancellations_total", reason="cancelled") == 2)
+        engine.open.set()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
+import tomllib
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from pathlib import Path
@@ -29,7 +31,7 @@ from rrtf_serve.main import Operation, _bound, main, settings_of
 from rrtf_serve.models.families import FAMILIES
 from rrtf_serve.models.folder import Card
 from rrtf_serve.models.prompts import Prompts
-from rrtf_serve.process import Ending, address_of, reserve, run
+from rrtf_serve.process import LAST_WORDS_SECONDS, Ending, address_of, reserve, run
 
 PATH = "/v1/completions"
 
@@ -281,3 +283,31 @@ def test_a_proxy_is_believed_only_where_it_was_named(operation: Operation, tmp_p
     operation.requests.close()
     lines = (tmp_path / "log").read_text().splitlines()
     assert [json.loads(line)["client"] for line in lines] == ["203.0.113.7", "127.0.0.1"]
+
+
+def test_the_documents_name_flags_and_keys_that_exist() -> None:
+    root = Path(__file__).parents[1]
+    text = (root / "docs" / "operation.md").read_text()
+    known = {option for action in parser()._actions for option in action.option_strings}
+    foreign = {"--system", "--home-dir", "--shell", "--now"}  # of useradd and systemctl
+    for file in ("docs/operation.md", *(f"deploy/{name}" for name in ("nginx.conf", "Caddyfile"))):
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (root / file).read_text()))
+        assert named - foreign <= known, file
+    table = re.search(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert table is not None
+    settings = tomllib.loads(table[1])
+    keys = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    assert ServeConfig(**keys).request_seconds == 120
+    figures = {family.name for family in Metrics(by_key=True).registry.collect()}
+    for name in re.findall(r"(?:vllm|rrtf):\w+", text):
+        assert name.removesuffix("_total") in figures, name
+    for path in re.findall(r"\]\(\.\./(\S+?)\)", text):
+        assert (root / path).is_file(), path
+
+
+def test_the_unit_waits_longer_for_the_end_than_the_server_does() -> None:
+    unit = (Path(__file__).parents[1] / "deploy" / "rrtf-serve.service").read_text()
+    seconds = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert seconds is not None
+    config = ServeConfig()
+    assert int(seconds[1]) > config.drain_delay_seconds + config.drain_seconds + LAST_WORDS_SECONDS

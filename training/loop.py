@@ -17,6 +17,7 @@ import accelerate  # type: ignore[import-untyped]  # ships no type information
 import torch
 from torch import Tensor
 
+from rrtf_serve.engine.heap import trim_memory
 from rrtf_serve.engine.torch.batch import is_out_of_memory
 from rrtf_serve.models.errors import ModelError
 from training import checkpoint
@@ -220,6 +221,7 @@ class Trainer:
             _check_finite([norm], step + 1, "gradient", lr)
         self.optimiser.step()
         self.optimiser.zero_grad()
+        trim_memory()  # rows of ever other lengths leave holes in the heap that grow from step to step
         seconds = time.monotonic() - began
         return {
             "epoch": step // schedule.steps_per_epoch,

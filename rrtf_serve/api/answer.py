@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.requests import Request as HttpRequest
@@ -71,7 +71,7 @@ async def _events(generation: Generation, plan: Plan) -> AsyncIterator[bytes]:
         yield shape.usage(usage_record(plan.prompt_tokens, generation.completion_tokens))
 
 
-async def _whole(generation: Generation, plan: Plan) -> Mapping[str, object]:
+async def _whole(generation: Generation, plan: Plan) -> object:
     job = plan.job
     texts: list[list[str]] = [[] for _ in range(job.rows)]
     scored: list[list[Scored]] = [[] for _ in range(job.rows)]

@@ -14,17 +14,19 @@ import time
 from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Scope
 
 from rrtf_serve import __version__
 from rrtf_serve.api import errors, listing, openapi
-from rrtf_serve.api.answer import answer
+from rrtf_serve.api.answer import Plan, answer
 from rrtf_serve.api.body import read_json
 from rrtf_serve.api.chat import plan_chat
 from rrtf_serve.api.completions import plan_completion
-from rrtf_serve.api.dialects import add_dialects
+from rrtf_serve.api.dialects import add_dialects, tabby
 from rrtf_serve.api.fields import CHAT_FIELDS, COMPLETION_FIELDS
 from rrtf_serve.api.gate import Gate
+from rrtf_serve.api.infill import editor_of
 from rrtf_serve.api.keys import Key, Keyring
 from rrtf_serve.api.log import RequestLog
 from rrtf_serve.api.metrics import Metrics
@@ -41,6 +43,8 @@ _FAILURES = openapi.errors(400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
 _GONE = 499
 # A client's own id is kept when it can stand in a header and a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+# With "true" the request is an editor's: its prompt is cut to the latency budget, its answer trimmed.
+INTERACTIVE = "x-rrtf-interactive"
 
 
 class _App(FastAPI):
@@ -63,7 +67,19 @@ class _App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         gate = Gate(super().build_middleware_stack(), settings=self._settings, keys=self._keys)
         checked = OriginCheck(gate, origins=self._settings.origins)
-        return Visits(checked, begin=self._begin, tell=self._tell, page=self._settings.page)
+        return Visits(checked, begin=self._begin, find=self._find, tell=self._tell)
+
+    def _find(self, scope: Scope) -> str:
+        """The template of the request's path, also where it was refused before the router saw it."""
+        path = scope["path"]
+        page = self._settings.page
+        if path == page or path.startswith(f"{page}/"):
+            return page  # it has a router of its own, whose paths hold random parts
+        matched = scope.get("route")
+        for route in self.routes if matched is None else [matched]:
+            if route is matched or route.matches(scope)[0] is Match.FULL:
+                return str(getattr(route, "path", "unmatched"))
+        return "unmatched"
 
     def _begin(self, scope: Scope) -> Visit:
         settings = self._settings
@@ -100,6 +116,7 @@ def create_app(
         metrics = Metrics()
     app = _App(settings, keys, metrics, log)
     app.state.readiness = Readiness()
+    app.state.metrics = metrics
     errors.install(app)
 
     @app.post(
@@ -113,7 +130,7 @@ def create_app(
         try:
             body = await read_json(request, settings.max_body_bytes)
             served = await models.get(body.get("model"))
-            plan = await unless_gone(request.receive, plan_completion(served, settings, body))
+            plan = await unless_gone(request.receive, _plan(request, served, settings, body))
             return await answer(request, served, plan)
         except ClientGone:
             return Response(status_code=_GONE)
@@ -142,11 +159,20 @@ def create_app(
     @app.get("/v1/models/{name:path}", responses=openapi.errors(401, 404))
     async def model(name: str) -> Record:
         """One model, by its name or an alias."""
-        return await listing.find_model(models, name)
+        return listing.find_model(models, name)
 
     add_probes(app, models, metrics, app.state.readiness)
     add_dialects(app, models, settings)
     return app
+
+
+async def _plan(request: Request, served: Served, settings: ApiSettings, body: dict[str, object]) -> Plan:
+    """/v1/completions takes OpenAI's request, an editor's where a header says so, and Tabby's."""
+    if body.get("segments") is not None:
+        return await tabby.plan_segments(request, served, settings, body)
+    interactive = request.headers.get(INTERACTIVE, "").strip().lower() in ("true", "1")
+    editor = (lambda infill: editor_of(request, "openai", infill)) if interactive else None
+    return await plan_completion(served, settings, body, editor=editor)
 
 
 __all__ = ["ApiSettings", "Models", "Served", "create_app"]

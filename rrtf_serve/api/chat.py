@@ -26,7 +26,9 @@ async def plan_chat(served: Served, settings: ApiSettings, body: dict[str, objec
         ids = await asyncio.to_thread(_encode, served, messages)  # as in completions
     except ValueError as error:  # PromptError, or what the model's own template says
         raise invalid_value(("messages",), str(error)) from error
-    asked = values["max_completion_tokens"] or values["max_tokens"]
+    asked: int | None = values["max_completion_tokens"] or values["max_tokens"]
+    if asked is None and values["n_predict"] is not None and values["n_predict"] >= 0:
+        asked = values["n_predict"]  # 0: llama.vim has the prompt read ahead while its user types
     top = (values["top_logprobs"] or 0) if values["logprobs"] else None
     return Plan(
         job=Job(

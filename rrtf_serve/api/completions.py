@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from rrtf_serve.api.answer import Echo, Plan
 from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
-from rrtf_serve.api.fields import COMPLETION_FIELDS, Values, parse
+from rrtf_serve.api.fields import COMPLETION_FIELDS, Parsed, Values, parse
 from rrtf_serve.api.generation import Job, Scored, refusals, room
+from rrtf_serve.api.infill import Infill, infill_job, marked, no_infill
 from rrtf_serve.api.options import check_length, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
+from rrtf_serve.api.visit import current
 from rrtf_serve.models.prompts import PromptError
 from rrtf_serve.models.tokens import Detokenizer, Tokenizer
 
@@ -20,14 +23,27 @@ Prompt = str | tuple[int, ...]
 DEFAULT_MAX_TOKENS = 16  # as OpenAI documents
 
 
-async def plan_completion(served: Served, settings: ApiSettings, body: dict[str, object]) -> Plan:
-    """Raises ApiError."""
+async def plan_completion(
+    served: Served,
+    settings: ApiSettings,
+    body: dict[str, object],
+    *,
+    editor: Callable[[Infill], str] | None = None,
+) -> Plan:
+    """`editor`: names the place where somebody types and waits; one text is then gone on with as infill_job
+    does. Raises ApiError."""
     engine = served.scheduler.capabilities
     parsed = parse(COMPLETION_FIELDS, body, engine)
     values = parsed.values
     given: tuple[Prompt, ...] = values["prompt"]
     copies = values["best_of"] or values["n"]
     check_rows(settings, len(given), copies)
+    between = _editors(given, values) if editor is not None else None
+    if between is not None and editor is not None:
+        job = await infill_job(
+            served, settings, between, sampling(values, None), copies=copies, editor=editor(between)
+        )
+        return _plan(served, parsed, job)
     infill = bool(values["suffix"])
     # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
     prompts, rooms = await asyncio.to_thread(_encode, served, given, values, engine.max_context)
@@ -36,28 +52,49 @@ async def plan_completion(served: Served, settings: ApiSettings, body: dict[str,
     echoes: tuple[Echo, ...] = ()
     if values["echo"]:
         echoes = await _echoes(served, given, prompts, asked, infill=infill)
+    job = Job(
+        prompts,
+        copies,
+        rooms,
+        sampling(values, asked if asked is not None or not ranked else 0),
+        served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
+        values["stop"] + (served.prompts.middle_stops(_text(given), values["suffix"]) if infill else ()),
+    )
+    return _plan(served, parsed, job, echoes)
+
+
+def _plan(served: Served, parsed: Parsed, job: Job, echoes: tuple[Echo, ...] = ()) -> Plan:
+    values = parsed.values
     return Plan(
-        job=Job(
-            prompts,
-            copies,
-            rooms,
-            sampling(values, asked if asked is not None or not ranked else 0),
-            served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
-            values["stop"] + (served.prompts.middle_stops(_text(given), values["suffix"]) if infill else ()),
-        ),
+        job=job,
         shape=CompletionShape(
             served.tokenizer,
             served.name,
             int(time.time()),
-            logprobs=asked is not None,
+            logprobs=values["logprobs"] is not None,
             include_usage=include_usage(values),
         ),
         stream=values["stream"],
         include_usage=include_usage(values),
         keep=values["n"],
         echoes=echoes,
-        show_logprobs=asked is not None,
+        show_logprobs=values["logprobs"] is not None,
         dropped=parsed.dropped,
+    )
+
+
+def _editors(given: tuple[Prompt, ...], values: Values) -> Infill | None:
+    """None where more is asked for than an editor does: then it is answered as to anybody."""
+    ranked = (values["best_of"] or values["n"]) > values["n"]
+    if len(given) > 1 or not isinstance(given[0], str) or values["echo"] or ranked:
+        return None
+    if values["logprobs"] is not None:
+        return None
+    suffix = values["suffix"] or ""
+    prefix, suffix = (None if suffix else marked(given[0])) or (given[0], suffix)
+    asked = values["max_tokens"]
+    return Infill(
+        prefix, suffix, max_tokens=DEFAULT_MAX_TOKENS if asked is None else asked, stops=values["stop"]
     )
 
 
@@ -100,11 +137,7 @@ def _own_ids(
 def _infill(served: Served, prefix: str, suffix: str, context: int, asked: int | None) -> tuple[int, ...]:
     """An editor sends what it has: what doesn't fit is cut at the ends far from the cursor."""
     if not served.prompts.has_infill:
-        raise unsupported(
-            ("suffix",),
-            f"The model '{served.name}' (family '{served.card.family}') has no fill-in-the-middle tokens; "
-            "leave it out, or serve a model that has them, such as qwen2.5-coder or starcoder.",
-        )
+        raise no_infill(served)
     completion = min(DEFAULT_MAX_TOKENS, context // 2) if asked is None else asked
     if completion >= context:
         raise context_length_exceeded(1, completion, context, ("prompt",))
@@ -152,7 +185,7 @@ async def _echoes(
 
 async def _score(served: Served, text: str, prompt: tuple[int, ...], top: int) -> tuple[Scored, ...]:
     with refusals(("prompt",)):
-        records = await served.scheduler.score(prompt, top)
+        records = await served.scheduler.score(prompt, top, current().ticket())
     offsets = await asyncio.to_thread(_offsets, served.tokenizer, text, prompt)
     first = Scored(prompt[0], offsets[0], None)
     rest = [

@@ -1,8 +1,8 @@
 """Errors as OpenAI's clients read them.
 
 Body: {"error": {"message", "type", "param", "code"}, "detail": [{"loc", "msg", "type"}]}. `error` is what
-the OpenAI SDKs parse (https://platform.openai.com/docs/guides/error-codes); `detail` is the shape of
-FastAPI's own errors, the only one that llm-ls parses for an OpenAI back-end.
+the OpenAI SDKs parse (https://platform.openai.com/docs/guides/error-codes); `detail` is the only shape that
+llm-ls parses for an OpenAI back-end: as FastAPI's own errors, but `loc` is one string, as its type asks for.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class ApiError(Exception):
             "code": self.code,
             **self.extra,
         }
-        detail = {"loc": ["body", *self.path], "msg": self.message, "type": self.code}
+        loc = ".".join(filter(None, ("body", param(self.path))))
+        detail = {"loc": loc, "msg": self.message, "type": self.code}
         return {"error": error, "detail": [detail]}
 
 

@@ -243,6 +243,11 @@ CHAT_FIELDS = (
     Field("messages", Array(Object(), MAX_MESSAGES), required=True),
     Field("max_completion_tokens", Integer(1, MAX_TOKENS), note="Wins over max_tokens."),
     Field("max_tokens", Integer(1, MAX_TOKENS)),
+    Field(
+        "n_predict",
+        Integer(-1, MAX_TOKENS),
+        note="llama.cpp's name, where max_tokens is absent. 0: answers at once; -1: no limit of its own.",
+    ),
     Field("logprobs", Boolean(), chat_logprobs, default=False),
     Field("top_logprobs", Integer(0, 20), top_logprobs),
     Field("response_format", Object((("type", Text()),), ("type",)), response_format),

@@ -48,6 +48,7 @@ class Job:
     interactive: bool = False  # as in Ticket, and so is editor
     editor: str | None = None
     cursor: Cursor | None = None  # ends each row as editors expect
+    min_tokens: int = 0  # before an end token may end a row
 
     @property
     def rows(self) -> int:
@@ -104,7 +105,7 @@ class Generation:
         if not any(job.max_tokens):  # nothing to generate: echo alone
             return
         requests = [
-            Request(prompt, tokens, job.end_ids, _of_copy(job.sampling, copy), owner=owner)
+            Request(prompt, tokens, job.end_ids, _of_copy(job.sampling, copy), job.min_tokens, owner)
             for prompt, tokens in zip(job.prompts, job.max_tokens, strict=True)
             for copy in range(job.copies)
         ]
@@ -128,6 +129,8 @@ class Generation:
         while self._running:
             with refusals(("prompt",)):
                 deltas = await anext(stream)
+            if self._visit.queue_seconds is None:
+                self._visit.queue_seconds = stream.queue_seconds
             pieces = [piece for delta in deltas if (piece := self._piece(stream, delta)) is not None]
             if pieces:
                 yield pieces
@@ -145,7 +148,7 @@ class Generation:
             if piece is not None and piece.finish is not None:
                 self._visit.finishes.append(piece.finish)
             if delta.finish is None:
-                stream.cancel(delta.row)
+                stream.cancel(delta.row, "stop")
         return piece
 
     def cancel(self) -> None:

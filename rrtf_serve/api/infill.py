@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 from starlette.requests import Request as HttpRequest
 
-from rrtf_serve.api.errors import context_length_exceeded, invalid_value, unsupported
+from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
 from rrtf_serve.api.generation import Job
 from rrtf_serve.api.options import check_rows
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.trimming import Cursor
 from rrtf_serve.engine.protocol import Sampling
+from rrtf_serve.models.families import FAMILIES
 from rrtf_serve.models.prompts import PromptError, Setting
 
 DEFAULT_MAX_TOKENS = 128  # where an editor names no limit
@@ -48,6 +49,7 @@ class Infill:
     max_tokens: int = DEFAULT_MAX_TOKENS
     stops: tuple[str, ...] = ()
     interactive: bool = True  # somebody waits for it: keep to the latency budget, end it as editors expect
+    min_tokens: int = 0
     first_token_seconds: float | None = None  # this request's own budget; None: the server's; 0: none
 
 
@@ -60,22 +62,20 @@ async def infill_job(
     copies: int = 1,
     editor: str | None = None,
 ) -> Job:
-    """One prompt, `copies` rows. Raises ApiError 400 where the model can't fill in the middle, or where
-    nothing fits beside `max_tokens`; an interactive request's `max_tokens` shrinks instead."""
+    """One prompt, `copies` rows. A model that can't fill in the middle goes on with the prefix where nothing
+    follows it. Raises ApiError 400 where something does, or where nothing fits beside `max_tokens`; an
+    interactive request's `max_tokens` shrinks instead."""
     check_rows(settings, 1, copies)
-    if not served.prompts.has_infill:
-        raise unsupported(
-            ("suffix",),
-            f"The model '{served.name}' (family '{served.card.family}') has no fill-in-the-middle tokens; "
-            "leave it out, or serve a model that has them, such as qwen2.5-coder or starcoder.",
-        )
+    if not served.prompts.has_infill and infill.suffix.strip():
+        raise no_infill(served)
     context = served.scheduler.capabilities.max_context
     completion = min(infill.max_tokens, context // 2) if infill.interactive else infill.max_tokens
     if completion >= context:
         raise context_length_exceeded(1, completion, context, ("prompt",))
     budget = context - completion
     if infill.interactive:
-        budget = min(budget, _readable(served, settings, infill, copies))
+        longest = settings.max_prompt_tokens or context
+        budget = min(budget, longest, _readable(served, settings, infill, copies))
     # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
     ids, cursor = await asyncio.to_thread(_read, served, infill, budget)
     return Job(
@@ -83,26 +83,42 @@ async def infill_job(
         copies,
         (completion,),
         sampling,
-        served.prompts.infill_end_ids,
+        served.prompts.completion_end_ids,
         infill.stops + served.prompts.middle_stops(infill.prefix, infill.suffix),
         interactive=infill.interactive,
         editor=editor if infill.interactive else None,
         cursor=cursor,
+        min_tokens=min(infill.min_tokens, completion),
+    )
+
+
+def no_infill(served: Served) -> ApiError:
+    return unsupported(
+        ("suffix",),
+        f"The model '{served.name}' (family '{served.card.family}') has no fill-in-the-middle tokens; "
+        "leave it out, or serve a model that has them, such as qwen2.5-coder or starcoder.",
     )
 
 
 def _read(served: Served, infill: Infill, budget: int) -> tuple[tuple[int, ...], Cursor | None]:
+    prompts = served.prompts
     setting = Setting(
         infill.filename or "",
         tuple((snippet.filename, snippet.text) for snippet in infill.snippets),
         infill.repository or "",
     )
     try:
-        ids = served.prompts.infill_limited(infill.prefix, infill.suffix, budget, setting)
+        if prompts.has_infill:
+            ids = prompts.infill_limited(infill.prefix, infill.suffix, budget, setting)
+        else:
+            ids = prompts.continuation_limited(infill.prefix, budget)
     except PromptError as error:
         raise invalid_value(("suffix",), str(error)) from error
-    cursor = Cursor(infill.prefix, infill.suffix, infill.filename) if infill.interactive else None
-    return tuple(ids), cursor
+    if not ids:
+        raise invalid_value(("prompt",), "it is empty; the model needs at least one token to start from.")
+    if not infill.interactive or infill.min_tokens:
+        return tuple(ids), None
+    return tuple(ids), Cursor(infill.prefix, infill.suffix, infill.filename)
 
 
 def _readable(served: Served, settings: ApiSettings, infill: Infill, copies: int) -> int:
@@ -113,6 +129,25 @@ def _readable(served: Served, settings: ApiSettings, infill: Infill, copies: int
     if not seconds or served.prefill_speed is None:
         return served.scheduler.capabilities.max_context
     return max(LEAST_PROMPT, int(seconds * served.prefill_speed / copies))
+
+
+def marked(text: str) -> tuple[str, str] | None:
+    """Prefix and suffix of a prompt that a client has put together of some family's markers by itself, in the
+    order prefix, suffix, middle; None where it is no such prompt, or where code holds markers, too.
+
+    Clients often send StarCoder's whatever the model is (llm-ls does so by default).
+    """
+    for fim in _MARKERS:
+        if text.count(fim.prefix) == text.count(fim.suffix) == text.count(fim.middle) == 1:
+            head, _, rest = text.partition(fim.prefix)
+            prefix, gap, rest = rest.partition(fim.suffix)
+            suffix, end, tail = rest.partition(fim.middle)
+            if gap and end and not head.strip() and not tail.strip():
+                return prefix, suffix
+    return None
+
+
+_MARKERS = [family.fim for family in FAMILIES.values() if family.fim is not None]
 
 
 def editor_of(request: HttpRequest, dialect: str, infill: Infill) -> str:

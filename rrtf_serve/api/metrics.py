@@ -61,6 +61,7 @@ class Metrics:
             "rrtf:http_request_duration_seconds", "HTTP requests, to the end of the answer.", ("route",),
             buckets=BUCKETS, registry=registry,
         )  # fmt: skip
+        self.editor_events = counter("rrtf:editor_events", "What became of editors' completions.", "type")
         self.errors = counter("rrtf:errors", "Requests answered with an error, by its code.", "code")
         self.disconnects = counter("rrtf:disconnects", "Clients that left before the end.", "route")
         self.lost_lines = counter("rrtf:log_lines_lost", "Lines that could not be written.")

@@ -31,10 +31,10 @@ class Shape(Ending, Protocol):
 
     def chunk(self, piece: Piece) -> bytes: ...
 
-    def usage(self, usage: Record) -> bytes:
+    def usage(self, usage: Record, /) -> bytes:
         """The event of stream_options.include_usage."""
 
-    def whole(self, choices: Sequence[Piece], usage: Record) -> Record:
+    def whole(self, choices: Sequence[Piece], usage: Record, /) -> Record | list[Record]:
         """The answer without streaming: one piece per choice, holding all of it."""
 
 

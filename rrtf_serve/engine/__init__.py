@@ -4,6 +4,7 @@ protocol   Engine, Batch, Request, Delta: the contract between the API and whate
 ct2        CTranslate2 behind that contract;  ct2_batch  its batches
 torch      PyTorch behind that contract, a package of its own
 checks     what every engine refuses of a request;  cores  how many threads it takes
+heap       freed memory given back to the system
 logprobs   log-probabilities out of raw logits
 scheduler  one bounded queue in front of an engine;  load    what an engine can run at once;
            stream  what a submitter gets from it;  score  a prompt scored piece by piece;

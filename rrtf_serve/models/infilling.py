@@ -85,9 +85,9 @@ class Infilling:
         kept_after = min(len(after), max(room // 4, room - len(before)))
         kept_before = min(len(before), room - kept_after)
         if kept_before < len(before) or cut[0]:
-            before = self._from_line_start(before[len(before) - kept_before :])
+            before = _from_line_start(self._tokenizer, before[len(before) - kept_before :])
         if kept_after < len(after) or cut[1]:
-            after = self._to_line_end(after[:kept_after])
+            after = _to_line_end(self._tokenizer, after[:kept_after])
         outside, inside = self._around(setting, room - kept_before - kept_after)
         return self._prompt(outside, inside, before, after)
 
@@ -161,7 +161,7 @@ class Infilling:
         ids = self._text(text[: room * _CHARACTERS_PER_TOKEN])
         if len(ids) <= room and len(text) <= room * _CHARACTERS_PER_TOKEN:
             return ids
-        kept = self._to_line_end(ids[:room])
+        kept = _to_line_end(self._tokenizer, ids[:room])
         return kept if len(kept) >= _LEAST_SNIPPET else []
 
     def _name(self, filename: str) -> list[int]:
@@ -171,33 +171,44 @@ class Infilling:
     def _text(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, specials=False, continues=True)
 
-    def _from_line_start(self, ids: list[int]) -> list[int]:
-        """Without the rest of a line at the beginning, unless that is half of the text; at any rate without
-        the rest of a character."""
-        for index, token in enumerate(ids[: len(ids) // 2]):
-            text = self._tokenizer.token_bytes(token)
-            if text.endswith(b"\n"):
-                return ids[index + 1 :]
-            if text.startswith(b"\n"):
-                return ids[index:]
-        while ids and self._tokenizer.token_bytes(ids[0])[:1] in _CONTINUATIONS:
-            ids = ids[1:]  # the rest of a character whose start was cut away
-        return ids
 
-    def _to_line_end(self, ids: list[int]) -> list[int]:
-        """Likewise at the end."""
-        for index in range(len(ids) - 1, len(ids) // 2, -1):
-            text = self._tokenizer.token_bytes(ids[index])
-            if text.endswith(b"\n"):
-                return ids[: index + 1]
-            if text.startswith(b"\n"):
-                return ids[:index]
-        for length in range(len(ids), max(len(ids) - 4, -1), -1):  # a character has at most four bytes
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            decoder.decode(b"".join(self._tokenizer.token_bytes(token) for token in ids[:length][-4:]))
-            if not decoder.getstate()[0]:  # no bytes wait for the rest of their character
-                return ids[:length]
+def ending_in(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
+    """The end of a text in at most `room` tokens."""
+    characters = room * _CHARACTERS_PER_TOKEN
+    ids = tokenizer.encode(text[-characters:], specials=False)
+    if len(ids) <= room and len(text) <= characters:
         return ids
+    return _from_line_start(tokenizer, ids[max(0, len(ids) - room) :])
+
+
+def _from_line_start(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """Without the rest of a line at the beginning, unless that is half of the text; at any rate without the
+    rest of a character."""
+    for index, token in enumerate(ids[: len(ids) // 2]):
+        text = tokenizer.token_bytes(token)
+        if text.endswith(b"\n"):
+            return ids[index + 1 :]
+        if text.startswith(b"\n"):
+            return ids[index:]
+    while ids and tokenizer.token_bytes(ids[0])[:1] in _CONTINUATIONS:
+        ids = ids[1:]  # the rest of a character whose start was cut away
+    return ids
+
+
+def _to_line_end(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """Likewise at the end."""
+    for index in range(len(ids) - 1, len(ids) // 2, -1):
+        text = tokenizer.token_bytes(ids[index])
+        if text.endswith(b"\n"):
+            return ids[: index + 1]
+        if text.startswith(b"\n"):
+            return ids[:index]
+    for length in range(len(ids), max(len(ids) - 4, -1), -1):  # a character has at most four bytes
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(tokenizer.token_bytes(token) for token in ids[:length][-4:]))
+        if not decoder.getstate()[0]:  # no bytes wait for the rest of their character
+            return ids[:length]
+    return ids
 
 
 def _one_line(name: str) -> str:

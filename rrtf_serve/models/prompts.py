@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.families import FAMILIES, ChatFormat, Family, detect_family
 from rrtf_serve.models.folder import Card
-from rrtf_serve.models.infilling import NOWHERE, Infilling, PromptError, Setting
+from rrtf_serve.models.infilling import NOWHERE, Infilling, PromptError, Setting, ending_in
 from rrtf_serve.models.templates import ChatTemplate, ChatTemplateError
 from rrtf_serve.models.tokens import Tokenizer
 
@@ -123,6 +123,14 @@ class Prompts:
         """A text to go on with. Marker strings in it become tokens: clients may render formats themselves."""
         ids = self._tokenizer.encode(prompt, specials=True)
         return ids if ids[: len(self._bos)] == self._bos else self._bos + ids
+
+    def continuation_limited(self, text: str, budget_tokens: int) -> list[int]:
+        """The end of a text to go on with, in at most `budget_tokens`; marker strings in it stay text. Raises
+        PromptError on a budget without room for text."""
+        room = budget_tokens - len(self._bos)
+        if room < 1:
+            raise PromptError(f"a prompt of {budget_tokens} tokens leaves no room for text; lower max_tokens")
+        return [*self._bos, *ending_in(self._tokenizer, text, room)]
 
     def infill(self, prefix: str, suffix: str) -> list[int]:
         """The prompt whose completion goes between the two. Raises PromptError where the model can't."""

@@ -10,13 +10,15 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 
-from rrtf_serve.api.dialects import llamacpp, ollama
+from rrtf_serve.api.dialects import codex, huggingface, llamacpp, mistral, ollama, tabby, tgi
 from rrtf_serve.api.models import Models
 from rrtf_serve.api.settings import ApiSettings
 
 Dialect = Callable[[FastAPI, Models, ApiSettings], None]
 
-DIALECTS: tuple[Dialect, ...] = (llamacpp.add, ollama.add)
+DIALECTS: tuple[Dialect, ...] = (
+    codex.add, huggingface.add, llamacpp.add, mistral.add, ollama.add, tabby.add, tgi.add,
+)  # fmt: skip
 
 
 def add_dialects(app: FastAPI, models: Models, settings: ApiSettings) -> None:

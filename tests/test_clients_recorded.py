@@ -1,0 +1,125 @@
+"""Requests of editor plug-ins, as their sources make them, replayed to a live server.
+
+Each file in clients/recorded/ names a plug-in, the version that was read and its requests; `answer` says what
+the plug-in reads of an answer: JSON pointers (RFC 6901) and the types that its parser asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from live import Running, serving
+
+from rrtf_serve.api.app import ApiSettings
+from rrtf_serve.api.keys import digest_of
+
+FILES = sorted((Path(__file__).parent / "clients" / "recorded").glob("*.json"))
+RECORDED = [
+    (file.stem, request) for file in FILES for request in json.loads(file.read_text("utf-8"))["requests"]
+]
+ANSWER = "a + b"
+END_OF_TEXT, CHAT_START, CHAT_END = 256, 257, 258  # as fake_engine numbers its special tokens
+FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX = 259, 260, 261
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "string or null": lambda value: value is None or isinstance(value, str),
+    "boolean": lambda value: isinstance(value, bool),
+    "count": lambda value: type(value) is int and value >= 0,
+    "number": lambda value: type(value) in (int, float),
+    "list": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+}
+
+
+def answer_with(prompt: tuple[int, ...]) -> list[int]:
+    return [*ANSWER.encode(), CHAT_END if CHAT_START in prompt else END_OF_TEXT]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    settings = ApiSettings(api_keys=frozenset({digest_of(b"right-key")}))
+    with serving(FakeEngine(script=answer_with), settings=settings) as running:
+        yield running
+
+
+def look_up(record: Any, pointer: str) -> Any:
+    """Raises KeyError, IndexError or TypeError where nothing is there."""
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        record = record[int(key)] if isinstance(record, list) else record[key]
+    return record
+
+
+def check(record: Any, reads: dict[str, str]) -> None:
+    for pointer, kind in reads.items():
+        value = look_up(record, pointer)
+        assert KINDS[kind](value), f"{pointer}: {kind}, but got {value!r}"
+
+
+def records(form: str, text: str) -> list[Any]:
+    if form == "sse":
+        lines = [line.removeprefix("data:").strip() for line in text.split("\n") if line.startswith("data:")]
+        return [json.loads(line) for line in lines if line != "[DONE]"]
+    return [json.loads(line) for line in text.splitlines()] if form == "ndjson" else [json.loads(text)]
+
+
+def said(found: list[Any], pointer: str) -> str:
+    """The text of all of a stream's records; some, such as the last, may hold none."""
+    pieces = []
+    for record in found:
+        try:
+            pieces.append(look_up(record, pointer))
+        except (KeyError, IndexError, TypeError):
+            continue
+    return "".join(piece for piece in pieces if piece is not None)
+
+
+def check_prompt(running: Running) -> None:
+    """What the model read: the text around the cursor between its own special tokens, each there once."""
+    prompt = list(running.engine.started[-1].prompt)
+    assert [token for token in prompt if token in (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX)] == [
+        FIM_PREFIX,
+        FIM_SUFFIX,
+        FIM_MIDDLE,
+    ]
+    prefix = bytes(prompt[prompt.index(FIM_PREFIX) + 1 : prompt.index(FIM_SUFFIX)]).decode()
+    suffix = bytes(prompt[prompt.index(FIM_SUFFIX) + 1 : prompt.index(FIM_MIDDLE)]).decode()
+    assert prefix.endswith("def add(a, b):\n    return ")
+    assert suffix == "\n\n\nprint(add(1, 2))\n"
+    assert prompt[-1] == FIM_MIDDLE
+
+
+@pytest.mark.parametrize(
+    ("client", "request_"), RECORDED, ids=[f"{client}: {request['name']}" for client, request in RECORDED]
+)
+def test_a_plug_in_reads_what_it_looks_for(server: Running, client: str, request_: dict[str, Any]) -> None:
+    expected = request_["answer"]
+    already = len(server.engine.started)
+    body = json.dumps(request_["body"]) if "body" in request_ else None
+    answer = httpx.request(
+        request_["method"], server.address + request_["path"], headers=request_["headers"], content=body
+    )
+    assert answer.status_code == expected["status"], answer.text
+    for pattern in expected.get("raw", []):
+        assert re.search(pattern, answer.text), answer.text
+    made = server.engine.started[already:]
+    if "text" in expected:
+        found = records(expected.get("form", "json"), answer.text)
+        assert said(found, expected["text"]) == ANSWER
+        for record in found:
+            check(record, expected.get("every", {}))
+        check(found[-1], expected.get("last", {}))
+        if "chat" not in request_["path"] and "messages" not in request_["body"]:
+            check_prompt(server)
+    else:
+        assert not made
+    if expected.get("reads"):
+        check(answer.json(), expected["reads"])
