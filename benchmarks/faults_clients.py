@@ -59,10 +59,10 @@ def resets(site: Site) -> Fault:
             sock.sendall(post_json(target, path, body))
             data = b""
             wanted = 1 + number % 5  # events; some go with the first one, some later
-            while data.count(b"data: ") < wanted:
+            while data.count(b"data: ") < wanted and b"data: [DONE]" not in data:
                 chunk = sock.recv(4096)
                 if not chunk:
-                    return f"the stream ended early: {data[-200:]!r}"
+                    return f"the stream broke off: {data[-200:]!r}"
                 data += chunk
                 if b" 429 " in data.split(b"\r\n", 1)[0]:
                     return None  # busy with those before: that is an answer, too

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx2
-
 from benchmarks.faults_sockets import connected, head, post_json, read_answer
 from benchmarks.faults_state import (
     Fault,
@@ -25,6 +23,7 @@ from benchmarks.faults_state import (
 )
 from benchmarks.load import answer_all
 from benchmarks.load_asks import CHAT, COMPLETIONS, Ask, asks, stubs
+from benchmarks.load_client import Reply, client, send
 from benchmarks.load_target import Target, own_target
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk; Linux
@@ -33,27 +32,41 @@ STOPPED_S = 60  # for the process to end once its last answer is out
 ACCEPTED = 12  # requests under way when it is told to stop
 
 
-def stop_under_load(model: str, flags: tuple[str, ...], patience_s: float) -> Fault:
+def stop_under_load(model: str, flags: tuple[str, ...], patience_s: float, accepted: int = ACCEPTED) -> Fault:
     """SIGTERM: every accepted request gets its whole answer, nobody new is let in, the end is 0."""
     fault = Fault("SIGTERM under load")
     with own_target(model, (*flags, "--drain-seconds", str(DRAIN_S))) as target:
         assert target.process is not None
-        todo = _long_asks(target, ACCEPTED)
+        todo = _long_asks(target, accepted)
+        done: list[Reply] = []
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(lambda: asyncio.run(answer_all(target, todo, len(todo), "drain")))
-            # Each makes one row; all have been accepted once so many run or wait.
-            wait_until(lambda: busy(target) >= len(todo), patience_s, f"{len(todo)} requests under way")
+            running = pool.submit(asyncio.run, _answer_counted(target, todo, done))
+            # Each makes one row: all have been accepted once so many run, wait or have ended.
+            wait_until(lambda: busy(target) + len(done) >= len(todo), patience_s, "every request accepted")
+            fault.facts["under_way"] = len(todo) - len(done)
             target.process.send_signal(signal.SIGTERM)
             fault.facts["new_request"] = late = _knock(target)
-            replies, seconds = running.result()
+            replies = running.result()
+        fault.expect(fault.facts["under_way"] > 0, "all had ended before the signal: nothing was tried")
         fault.expect(late in ("refused", "503"), f"a new request after SIGTERM got {late}")
         for reply in replies:
             fault.problems += reply.faults
         fault.expect(len(replies) == len(todo), f"{len(replies)} of {len(todo)} answers came")
         code = target.process.wait(STOPPED_S)
         fault.expect(code == 0, f"the process ended with {code}")
-        fault.facts |= {"answers": len(replies), "seconds": seconds, "exit_status": code}
+        fault.facts |= {"answers": len(replies), "exit_status": code}
     return fault
+
+
+async def _answer_counted(target: Target, todo: Sequence[Ask], done: list[Reply]) -> list[Reply]:
+    """All at once; each reply goes into `done` as it comes."""
+
+    async def one(number: int, ask: Ask) -> None:
+        done.append(await send(http, ask, f"drain-{number}"))
+
+    async with client(target.address, target.key, len(todo)) as http:
+        await asyncio.gather(*(one(number, ask) for number, ask in enumerate(todo)))
+    return done
 
 
 def _long_asks(target: Target, count: int) -> list[Ask]:
@@ -155,4 +168,4 @@ def full_disk(model: str, flags: tuple[str, ...], patience_s: float) -> Fault:
 
 
 PROCESS_FAULTS = (stop_under_load, killed, full_disk)
-ERRORS = (FaultFound, httpx2.HTTPError, OSError, RuntimeError)
+ERRORS = (FaultFound, OSError, RuntimeError)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-
-import httpx2
+from urllib.parse import urlsplit
 
 from benchmarks.load_asks import COMPLETIONS
 from benchmarks.load_target import Target
@@ -17,6 +18,7 @@ from benchmarks.soak import open_files, threads
 
 LOOK_S = 0.05
 PROBE = {"prompt": "def fibonacci(n):\n    ", "max_tokens": 16, "temperature": 0}
+TIMEOUT_S = 600.0
 SPARE_FILES = 4  # a connection of the probe itself, and what the system is still closing
 
 
@@ -57,20 +59,18 @@ def baseline(target: Target) -> Baseline:
 def probe(target: Target) -> str:
     """A short greedy completion's text; raises FaultFound on anything but an answer."""
     try:
-        answer = _get(target, "POST", COMPLETIONS, json={"model": target.model, **PROBE})
-    except httpx2.HTTPError as error:
+        status, answer = _ask(target, "POST", COMPLETIONS, {"model": target.model, **PROBE})
+    except (OSError, http.client.HTTPException) as error:
         raise FaultFound(f"the probe got {type(error).__name__}: {error}") from error
-    if answer.status_code != 200:
-        raise FaultFound(f"the probe got {answer.status_code}: {answer.text[:300]}")
-    return str(answer.json()["choices"][0]["text"])
+    if status != 200:
+        raise FaultFound(f"the probe got {status}: {answer[:300]}")
+    return str(json.loads(answer)["choices"][0]["text"])
 
 
 def busy(target: Target) -> float:
     """Rows that are decoded and requests that wait, by /metrics."""
-    answer = _get(target, "GET", "/metrics")
-    if answer.status_code != 200:
-        raise FaultFound(f"/metrics: {answer.status_code} {answer.text[:200]}")
-    return metric(answer.text, "vllm:num_requests_running") + metric(answer.text, "vllm:num_requests_waiting")
+    text = metrics_text(target)
+    return metric(text, "vllm:num_requests_running") + metric(text, "vllm:num_requests_waiting")
 
 
 def metric(text: str, name: str) -> float:
@@ -80,7 +80,14 @@ def metric(text: str, name: str) -> float:
 
 
 def metrics_text(target: Target) -> str:
-    return _get(target, "GET", "/metrics").text
+    """Raises FaultFound where the server doesn't tell."""
+    try:
+        status, text = _ask(target, "GET", "/metrics")
+    except (OSError, http.client.HTTPException) as error:
+        raise FaultFound(f"/metrics: {type(error).__name__}: {error}") from error
+    if status != 200:
+        raise FaultFound(f"/metrics: {status} {text[:200]}")
+    return text
 
 
 def check_after(target: Target, before: Baseline, fault: Fault, patience_s: float) -> None:
@@ -93,7 +100,7 @@ def check_after(target: Target, before: Baseline, fault: Fault, patience_s: floa
             )
         fault.facts["rest_after_s"] = time.monotonic() - started
         answer = probe(target)
-    except (FaultFound, httpx2.HTTPError) as error:
+    except FaultFound as error:
         fault.problems.append(f"afterwards: {error}")
         return
     fault.expect(answer == before.answer, f"the probe got {answer!r}, before it was {before.answer!r}")
@@ -119,7 +126,16 @@ def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> None:
         raise FaultFound(f"{what}: not within {seconds:g} s")
 
 
-def _get(target: Target, method: str, path: str, **options: Any) -> httpx2.Response:
+def _ask(target: Target, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
+    """Status and body, over a connection of its own; raises OSError, http.client.HTTPException."""
     headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
-    url = f"{target.address}{path}"
-    return httpx2.request(method, url, headers=headers, timeout=600, trust_env=False, **options)
+    data = None
+    if body is not None:
+        data, headers["content-type"] = json.dumps(body), "application/json"
+    connection = http.client.HTTPConnection(urlsplit(target.address).netloc, timeout=TIMEOUT_S)
+    try:
+        connection.request(method, path, data, headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode(errors="replace")
+    finally:
+        connection.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -98,15 +99,17 @@ async def answer_all(
     target: Target, todo: Sequence[Ask], clients: int, name: str = "load"
 ) -> tuple[list[Reply], float]:
     """All answers, in the order of their asks, and the seconds that they took: each of so many clients sends
-    the next request once it has the answer to its last."""
+    the next request once it has the answer to its last. name: of the bar; made a word, it begins the
+    requests' ids."""
     replies: list[Reply | None] = [None] * len(todo)
     left = iter(enumerate(todo))
+    word = re.sub(r"[^a-z0-9]+", "-", name.lower())
     async with client(target.address, target.key, clients) as http:
         with tqdm(total=len(todo), desc=name) as bar:
 
             async def one_client() -> None:
                 for number, ask in left:
-                    replies[number] = await send(http, ask, f"{name}-{number}", ids=target.ours)
+                    replies[number] = await send(http, ask, f"{word}-{number}", ids=target.ours)
                     bar.update()
 
             started = time.perf_counter()

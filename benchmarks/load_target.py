@@ -51,7 +51,7 @@ def peer_target(address: str, command: str) -> Iterator[Target]:
                 try:
                     target = described(address, pid=process.pid, ours=False)
                     break
-                except httpx2.TransportError as error:
+                except ConnectionError as error:
                     if process.poll() is not None or time.monotonic() - started > START_LIMIT_S:
                         output.seek(0)
                         raise RuntimeError(
@@ -71,9 +71,12 @@ def peer_target(address: str, command: str) -> Iterator[Target]:
 def described(address: str, *, pid: int | None = None, key: str | None = None, ours: bool = True) -> Target:
     """What the server says of itself under /v1/models: its first model, and whether that fills in the middle.
 
-    Raises RuntimeError on any other answer, httpx2.TransportError where nobody answers."""
+    Raises RuntimeError on any other answer, ConnectionError where nobody answers."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    answer = httpx2.get(f"{address}/v1/models", headers=headers, trust_env=False, timeout=60)
+    try:
+        answer = httpx2.get(f"{address}/v1/models", headers=headers, trust_env=False, timeout=60)
+    except httpx2.TransportError as error:
+        raise ConnectionError(f"{address}/v1/models: {error}") from error
     if answer.status_code != 200:
         raise RuntimeError(f"{address}/v1/models: {answer.status_code} {answer.text[:300]}")
     first: dict[str, Any] = answer.json()["data"][0]
