@@ -132,6 +132,11 @@ def _add_limits(made: argparse.ArgumentParser) -> None:
     option("--concurrent-requests", type=int, help="at once (default: no limit)")
     option("--max-body-bytes", type=int, help="of a request (default: 4194304)")
     option("--max-prompt-tokens", type=int, help="(default: what the context holds)")
+    option(
+        "--first-token-seconds",
+        type=float,
+        help="an editor's prompt is cut to what the model reads in this time; 0: it isn't (default: 1)",
+    )
     option("--request-seconds", type=float, help="until the end of the answer (default: no limit)")
 
 
