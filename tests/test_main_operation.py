@@ -79,7 +79,8 @@ def test_a_log_file_that_cannot_be_opened_is_said_before_anything_is_fetched(
 
 def test_every_flag_is_a_setting_and_every_setting_a_flag() -> None:
     flags = set(vars(parser().parse_args([]))) - {"config", "prepare"}
-    assert flags == {field.name for field in fields(ServeConfig)}
+    # --model given again makes more_models.
+    assert flags == {field.name for field in fields(ServeConfig)} - {"more_models"}
     assert (
         read_config(None, vars(parser().parse_args([])) | {"config": None, "prepare": None}) == ServeConfig()
     )
@@ -152,7 +153,7 @@ def api(engine: FakeEngine, operation: Operation) -> tuple[FastAPI, Scheduler]:
         tokenizer, FAMILIES["qwen2.5-coder"], chat_template="", add_bos=False, bos_token="", end_tokens=[]
     )  # fmt: skip
     card = Card(NAME, "qwen2", "qwen2.5-coder", 512, "int8")
-    served = Served(NAME, (), card, tokenizer, prompts, scheduler, 0)
+    served = Served(NAME, (), card, tokenizer, prompts, 0, 512, scheduler=scheduler)
     app = create_app(
         Models([served]),
         settings=ApiSettings(),
