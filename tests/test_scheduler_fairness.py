@@ -35,6 +35,25 @@ def test_a_hundred_jobs_of_one_owner_do_not_delay_anothers_one() -> None:
     drive(test, engine)
 
 
+def test_nobody_passes_a_wide_job_of_the_same_owner() -> None:
+    engine = Stepping(ONE_LANE)
+
+    async def test(scheduler: Scheduler) -> None:
+        streams = [scheduler.submit([row(1)], Ticket("ann"))]
+        await until(lambda: engine.started == [[1]])
+        streams += [scheduler.submit([row(2)], Ticket("ann"))]
+        wide = scheduler.submit([row(first) for first in (3, 4, 5, 6)], Ticket("ann"))
+        streams += [scheduler.submit([row(7)], Ticket("ann")), scheduler.submit([row(8)], Ticket("bob"))]
+        engine.release()
+        await rows_of(wide, 4)
+        for stream in streams:
+            await rows_of(stream)
+        assert sorted(engine.batches[1].order) == [2, 8]
+        assert [batch.order for batch in engine.batches[2:]] == [[3, 4, 5, 6], [7]]
+
+    drive(test, engine)
+
+
 def test_tokens_that_wait_are_bounded() -> None:
     engine = Stepping(ONE_LANE)
     recorder = Recorder()

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from counting_engine import rows_of, tokens, until
-from stepping_engine import ADMITTING, ONE_LANE, RANDOM, TWO_LANES, Stepping, answer, drive, row
+from stepping_engine import (
+    ADMITTING,
+    ONE_LANE,
+    RANDOM,
+    TWO_LANES,
+    Stepping,
+    SteppingBatch,
+    answer,
+    drive,
+    row,
+)
 
-from rrtf_serve.engine.protocol import EngineError
+from rrtf_serve.engine.protocol import EngineError, Request
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.engine.ticket import Ticket
 
@@ -56,13 +67,13 @@ def test_the_long_lane_helps_out_while_nothing_long_waits() -> None:
 
 
 @pytest.mark.parametrize("rows", [[row(3, 60)], [row(3, 1, length=60)], [row(3, 1) for _ in range(5)]])
-def test_a_job_too_large_to_be_interactive_is_a_long_one(rows: list[object]) -> None:
+def test_a_job_too_large_to_be_interactive_is_a_long_one(rows: list[Request]) -> None:
     engine = Stepping(TWO_LANES)
 
     async def test(scheduler: Scheduler) -> None:
         first = scheduler.submit([row(1, 90)])
         await until(lambda: engine.started == [[1]])
-        large = scheduler.submit(rows, EDITOR)  # type: ignore[arg-type]  # of pytest's parameters
+        large = scheduler.submit(rows, EDITOR)
         small = scheduler.submit([row(4, 59)], EDITOR)
         await until(lambda: len(engine.batches) == 2)
         assert engine.started == [[1], [4]]
@@ -149,6 +160,45 @@ def test_refused_interactive_jobs_are_tried_alone_even_while_closing() -> None:
     drive(test, engine)
 
 
+class Hesitant(Stepping):
+    """Takes its time to refuse."""
+
+    def __init__(self) -> None:
+        super().__init__(TWO_LANES)
+        self.asked, self.refuse = threading.Event(), threading.Event()
+
+    def start(self, requests: list[Request]) -> SteppingBatch:
+        if any(request.prompt[0] < 0 for request in requests):
+            self.asked.set()
+            self.refuse.wait()
+        return super().start(requests)
+
+
+def test_what_one_lane_puts_back_is_run_though_the_other_has_ended() -> None:
+    engine = Hesitant()
+
+    async def test(scheduler: Scheduler) -> None:
+        first = scheduler.submit([row(1)], EDITOR)
+        await until(lambda: engine.started == [[1]])
+        chat = scheduler.submit([row(2)])
+        await until(lambda: engine.started == [[1], [2]])
+        bad, good = scheduler.submit([row(-1)], EDITOR), scheduler.submit([row(3)], EDITOR)
+        engine.batches[1].gate.release(4)
+        await rows_of(chat)
+        await until(engine.asked.is_set)  # the long lane has taken both
+        closing = asyncio.create_task(scheduler.close(30))
+        engine.release()
+        await rows_of(first)
+        await until(lambda: all(each.name != "scheduler-interactive" for each in threading.enumerate()))
+        engine.refuse.set()
+        with pytest.raises(ValueError, match="outside the vocabulary"):
+            await rows_of(bad)
+        assert tokens((await rows_of(good))[0]) == answer(3, 4)
+        await closing
+
+    drive(test, engine)
+
+
 def test_one_lane_takes_interactive_jobs_first_and_long_ones_in_their_turn() -> None:
     engine = Stepping(ONE_LANE)
 
@@ -171,7 +221,7 @@ def test_a_batch_full_of_chats_has_room_for_an_interactive_row() -> None:
 
     async def test(scheduler: Scheduler) -> None:
         chats = [scheduler.submit([row(first, 40)]) for first in range(1, 10)]
-        await until(lambda: engine.started == [[1, *engine.started[0][1:]]] if engine.batches else False)
+        await until(lambda: len(engine.batches) == 1)
         engine.batches[0].gate.release()
         await until(lambda: scheduler.rows_running == 6)  # of 8
         completions = [scheduler.submit([row(first)], EDITOR) for first in (20, 21, 22)]
