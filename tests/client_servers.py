@@ -12,10 +12,10 @@ from fake_engine import CAPABILITIES, FakeEngine
 from live import Running, serving
 
 from rrtf_serve.api.app import ApiSettings
-from rrtf_serve.main import hash_key
+from rrtf_serve.api.keys import digest_of
 
 KEY = "right-key"
-SETTINGS = ApiSettings(api_keys=frozenset({hash_key(KEY)}))
+SETTINGS = ApiSettings(api_keys=frozenset({digest_of(KEY.encode())}))
 
 
 @contextmanager
@@ -28,10 +28,13 @@ def crowded() -> Iterator[Running]:
         httpx.Client(headers={"authorization": f"Bearer {KEY}"}) as client,
         ExitStack() as open_streams,
     ):
-        for number in range(64):
+        # A queue that is full for a moment only, since its jobs are about to begin, is not enough.
+        refused = 0
+        for number in range(2000):
             body = {"prompt": f"{number}", "stream": True, "max_tokens": 4}
             asked = client.stream("POST", f"{server.address}/v1/completions", json=body)
-            if open_streams.enter_context(asked).status_code == 429:
+            refused = refused + 1 if open_streams.enter_context(asked).status_code == 429 else 0
+            if refused == 30:
                 break
         else:
             raise AssertionError("the queue took everything")
