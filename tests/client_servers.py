@@ -20,23 +20,30 @@ SETTINGS = ApiSettings(api_keys=frozenset({digest_of(KEY.encode())}))
 
 @contextmanager
 def crowded() -> Iterator[Running]:
-    """A server whose queue is full: everything more is refused with 429."""
+    """A server whose queues are full, of long jobs and of editors' short ones: everything more gets 429."""
     engine = FakeEngine()
     engine.open.clear()
     with (
         serving(engine, settings=SETTINGS, max_queue=1) as server,
-        httpx.Client(headers={"authorization": f"Bearer {KEY}"}) as client,
-        ExitStack() as open_streams,
+        httpx.Client(base_url=server.address, headers={"authorization": f"Bearer {KEY}"}) as client,
+        ExitStack() as streams,
     ):
-        for number in range(64):
-            body = {"prompt": f"{number}", "stream": True, "max_tokens": 4}
-            asked = client.stream("POST", f"{server.address}/v1/completions", json=body)
-            if open_streams.enter_context(asked).status_code == 429:
-                break
-        else:
-            raise AssertionError("the queue took everything")
+        _fill(client, streams, "/v1/completions", {"max_tokens": 400})
+        _fill(client, streams, "/v1/fim/completions", {"max_tokens": 4, "suffix": "x = 1"})
         yield server
         engine.open.set()
+
+
+def _fill(client: httpx.Client, streams: ExitStack, path: str, body: dict[str, object]) -> None:
+    """A queue that is full for a moment only, since its jobs are about to begin, is not enough."""
+    refused = 0
+    for number in range(2000):
+        # No two alike, nor of one place in one file: those would share a decode, or replace each other.
+        asked = client.stream("POST", path, json=body | {"prompt": f"# {number}\n", "stream": True})
+        refused = refused + 1 if streams.enter_context(asked).status_code == 429 else 0
+        if refused == 30:
+            return
+    raise AssertionError(f"{path} took everything")
 
 
 class CountingGate(threading.Event):

@@ -65,7 +65,7 @@ def ask(address: str, script: str, *names: str, home: Path, key: str, model: str
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    results = json.loads(ended.stdout)
+    results = json.loads(ended.stdout.splitlines()[-1])
     return {
         name: Failure(**result["error"]) if "error" in result else result["value"]
         for name, result in results.items()

@@ -14,11 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
+from client_servers import SETTINGS
 from fake_engine import FakeEngine
 from live import Running, serving
-
-from rrtf_serve.api.app import ApiSettings
-from rrtf_serve.api.keys import digest_of
 
 FILES = sorted((Path(__file__).parent / "clients" / "recorded").glob("*.json"))
 RECORDED = [
@@ -45,8 +43,7 @@ def answer_with(prompt: tuple[int, ...]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    settings = ApiSettings(api_keys=frozenset({digest_of(b"right-key")}))
-    with serving(FakeEngine(script=answer_with), settings=settings) as running:
+    with serving(FakeEngine(script=answer_with), settings=SETTINGS) as running:
         yield running
 
 

@@ -31,5 +31,6 @@ export async function run(scenarios) {
       results[name] = { error: failure(error) };
     }
   }
-  process.stdout.write(JSON.stringify(results), () => process.exit(0));
+  // On a line of its own: some clients print, too.
+  process.stdout.write(`\n${JSON.stringify(results)}\n`, () => process.exit(0));
 }
