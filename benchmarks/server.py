@@ -60,6 +60,8 @@ def running_server(*flags: str, stderr: Path | None = None) -> Iterator[Server]:
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def _wait_for_health(address: str, started: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx2
@@ -15,6 +16,7 @@ import pytest
 from fake_engine import CAPABILITIES, FakeBatch, FakeEngine
 from live import Running, serving
 
+from rrtf_serve.api.models import Models
 from rrtf_serve.engine.protocol import Delta, Request
 
 BAD = "bad"
@@ -57,6 +59,16 @@ def asking(flawed: Flawed) -> Iterator[tuple[Running, Ask]]:
             return http.post(f"{server.address}/v1/completions", json=body)
 
         yield server, ask
+
+
+@contextmanager
+def http11(server: Running) -> Iterator[HTTPConnection]:
+    """One connection, kept."""
+    connection = HTTPConnection(server.address.removeprefix("http://"), timeout=60)
+    try:
+        yield connection
+    finally:
+        connection.close()
 
 
 @pytest.fixture(
@@ -110,3 +122,28 @@ def test_a_server_whose_every_batch_fails_goes_on_answering(flawed: Flawed) -> N
         assert set(statuses) == {500}
         assert ask("good").status_code == 200
         assert server.scheduler.rows_running == server.scheduler.queue_depth == 0
+
+
+def test_a_kept_connection_outlives_a_failed_batch(flawed: Flawed) -> None:
+    """Else a client's next request over it is lost, and with it that of whoever shares it."""
+    with asking(flawed) as (server, _), http11(server) as connection:
+        for prompt, status in ((BAD, 500), ("good", 200), (BAD, 500), ("good", 200)):
+            body = json.dumps({"prompt": prompt, "max_tokens": 8, "temperature": 0})
+            connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+            response = connection.getresponse()
+            assert response.status == status
+            assert not response.will_close
+            response.read()
+
+
+def test_a_fault_of_our_own_says_that_it_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    with asking(Flawed()) as (server, _), http11(server) as connection:
+
+        async def broken(name: object) -> None:
+            raise KeyError(name)
+
+        monkeypatch.setattr(Models, "get", lambda self, name: broken(name))
+        connection.request("POST", "/v1/completions", "{}", {"content-type": "application/json"})
+        response = connection.getresponse()
+        assert (response.status, response.getheader("connection")) == (500, "close")
+        assert json.loads(response.read())["error"]["code"] == "internal_error"

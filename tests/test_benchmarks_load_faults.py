@@ -16,7 +16,17 @@ from live import Running, serving
 
 from benchmarks import cli
 from benchmarks.faults import CLIENT_NAMES, FaultsConfig, faults
-from benchmarks.faults_clients import BODIES, GARBAGE, Site, Sizes, bad_bodies, garbage, half_open, resets
+from benchmarks.faults_clients import (
+    BODIES,
+    GARBAGE,
+    REFUSED,
+    Site,
+    Sizes,
+    bad_bodies,
+    garbage,
+    half_open,
+    resets,
+)
 from benchmarks.faults_sockets import closed_by_server, connect, connected, head, read_answer, reset
 from benchmarks.faults_state import Baseline, Fault, check_after, metric
 from benchmarks.load_target import Target
@@ -82,7 +92,8 @@ def http(body: bytes, status: str = "200 OK") -> bytes:
     return f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
-ROUTES = b'{"paths": {"/v1/completions": {"post": {}}, "/models/{id}": {"post": {}}, "/health": {"get": {}}}}'
+ROUTES = b"""{"paths": {"/v1/completions": {"post": {"requestBody": {}}}, "/models/{id}": {"post": {}},
+"/health": {"get": {}}}}"""
 
 
 def site(target: Target) -> Site:
@@ -180,3 +191,10 @@ def test_a_stream_is_read_to_its_last_chunk(tmp_path: Path) -> None:
     with saying(answer) as target, connected(target) as sock:
         sock.sendall(head(target, "GET", "/"))
         assert read_answer(sock) == (200, b"3\r\nabc\r\n0\r\n\r\n")
+
+
+def test_a_body_that_is_not_read_need_not_be_refused() -> None:
+    with saying(lambda request: http(ROUTES if b"openapi" in request else b"{}")) as target:
+        found = bad_bodies(site(target))
+    assert len(found.problems) == len(REFUSED)
+    assert all(problem.startswith("/v1/completions, ") for problem in found.problems)
