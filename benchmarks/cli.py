@@ -16,6 +16,7 @@ from benchmarks.gold import gold_gate
 from benchmarks.judge import judge
 from benchmarks.judge_speed import judge_speed
 from benchmarks.latency import measure_memory, measure_overhead, measure_startup
+from benchmarks.load_commands import add_load
 from benchmarks.passk import PasskConfig, compare_runs, passk
 from benchmarks.study_commands import add_study
 from benchmarks.table import TableConfig, measure_table
@@ -44,6 +45,7 @@ EXAMPLES = """examples:
   rrtf-bench compare run-a run-b                  paired test of two judged runs
   rrtf-bench variants --ct2 float32 int8 --folder gptq8=./qwen-gptq8 --suite humaneval
   rrtf-bench table --row gptq4=torch:./qwen-gptq4 --suite humaneval
+  rrtf-bench load --model smollm2-135m-instruct --clients 32 --requests 2000
 """
 
 TABLE_EXAMPLES = """examples:
@@ -281,6 +283,7 @@ def _add_judging(commands: Any) -> None:
     _add_table(command)
     add_study(command)
     add_training(command)
+    add_load(command)
     one = command(
         "compare", "paired comparison of two judged runs, B against A",
         lambda a: compare_runs(a.a, a.b, a.k), sandbox=False,

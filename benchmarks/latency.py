@@ -21,10 +21,10 @@ from rrtf_serve.config import ServeConfig
 from rrtf_serve.engine.ct2 import Ct2Engine
 from rrtf_serve.engine.protocol import Request, Sampling
 from rrtf_serve.engine.scheduler import Scheduler
-from rrtf_serve.main import assemble
 from rrtf_serve.models.folder import Card, describe
 from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.preparation import prepare
+from rrtf_serve.prepared import known_of, served
 from rrtf_serve.process import address_of, reserve
 
 SETTLE_S = 2.0  # freed memory goes back to the system just after the answer has
@@ -94,11 +94,11 @@ def measure_overhead(
 def _served_by(engine: Ct2Engine, folder: Path, card: Card) -> Iterator[str]:
     """The API over `engine` in a thread of this process; yields its address."""
     scheduler = Scheduler(engine)
-    served = assemble(ServeConfig(), folder, card, scheduler)
+    model = served(known_of(ServeConfig(), folder, card), scheduler)
     with reserve("127.0.0.1", 0) as listener:
         listener.listen()
         server = uvicorn.Server(
-            uvicorn.Config(create_app(Models([served]), settings=ApiSettings()), log_level="warning")
+            uvicorn.Config(create_app(Models([model]), settings=ApiSettings()), log_level="warning")
         )
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         thread.start()

@@ -30,12 +30,15 @@ class Server:
     address: str
     pid: int
     seconds_to_ready: float  # from the process's start to the printed address
+    process: subprocess.Popen[str]
 
 
 @contextmanager
-def running_server(*flags: str) -> Iterator[Server]:
-    """Start `rrtf-serve FLAGS` on a free port and stop it at the end. Raises RuntimeError with its output."""
-    with tempfile.TemporaryFile("w+") as errors:
+def running_server(*flags: str, stderr: Path | None = None) -> Iterator[Server]:
+    """Start `rrtf-serve FLAGS` on a free port and stop it at the end. Raises RuntimeError with its output.
+
+    stderr: where that goes, None: into a file of its own until the end."""
+    with tempfile.TemporaryFile("w+") if stderr is None else stderr.open("w") as errors:
         started = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "rrtf_serve.main", "--port", "0", *flags],
@@ -48,14 +51,17 @@ def running_server(*flags: str) -> Iterator[Server]:
                 if found:
                     address = found.group(1)
                     _wait_for_health(address, started)
-                    yield Server(address, process.pid, time.monotonic() - started)
+                    yield Server(address, process.pid, time.monotonic() - started, process)
                     break
             else:
                 errors.seek(0)
-                raise RuntimeError(f"the server did not start:\n{errors.read()[-2000:]}")
+                said = errors.read()[-2000:] if stderr is None else f"see {stderr}"
+                raise RuntimeError(f"the server did not start:\n{said}")
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def _wait_for_health(address: str, started: float) -> None:

@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   rrtf-serve --model bigcode/starcoder2-3b          any repository of safetensors on the hub
   rrtf-serve --model ./my-model.gguf --port 8080    a GGUF file, a CTranslate2 or Hugging Face folder
   rrtf-serve --model ./my-folder --engine torch     a Hugging Face folder as it is, on torch
+  rrtf-serve --model qwen2.5-coder-0.5b-instruct --model qwen2.5-coder-1.5b-instruct    two on one port
   rrtf-serve --prepare                              fetch and convert, then stop
   RRTF_API_KEYS=one,two rrtf-serve --host 0.0.0.0   ask every client for a key
 """
@@ -28,7 +29,21 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = made.add_argument
-    option("--model", help="catalogue name, hub id, or path (default: the 0.5B Qwen2.5-Coder)")
+    option(
+        "--model",
+        action="append",
+        help="catalogue name, hub id, or path (default: the 0.5B Qwen2.5-Coder); may be repeated: the first "
+        "is loaded at once, the others when a request names them",
+    )
+    option(
+        "--max-loaded", type=int, help="models in memory at once (default: as many as the free memory holds)"
+    )
+    option(
+        "--unload-after",
+        type=float,
+        metavar="SECONDS",
+        help="free a model's memory after so long without a request; 0: never (default: 0)",
+    )
     option("--revision", help="branch, tag or commit of a hub repository")
     option("--quantization", help="type to convert to when the model isn't converted yet (default: int8)")
     option("--host", help="address to listen on (default: 127.0.0.1, this machine only)")
@@ -116,12 +131,12 @@ def _add_limits(made: argparse.ArgumentParser) -> None:
     option("--tokens-per-minute", type=int, help="of prompts and answers together (default: no limit)")
     option("--concurrent-requests", type=int, help="at once (default: no limit)")
     option("--max-body-bytes", type=int, help="of a request (default: 4194304)")
+    option("--max-prompt-tokens", type=int, help="(default: what the context holds)")
     option(
         "--first-token-seconds",
         type=float,
         help="an editor's prompt is cut to what the model reads in this time; 0: it isn't (default: 1)",
     )
-    option("--max-prompt-tokens", type=int, help="(default: what the context holds)")
     option("--request-seconds", type=float, help="until the end of the answer (default: no limit)")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "request_seconds": (0.1, 86_400),
     "drain_delay_seconds": (0, 3600),
     "drain_seconds": (0, 86_400),
+    "max_loaded": (1, 1000),
+    "unload_after": (0, 30 * 86_400),
+}
+
+_CHOICES: dict[str, Sequence[str]] = {
+    "quantization": QUANTIZATIONS,
+    "device": ("auto", "cpu", "cuda"),
+    "engine": ENGINES,
+    "dtype": DTYPES,
+    "kv_dtype": DTYPES,
 }
 
 
@@ -38,6 +49,9 @@ class ServeConfig:
     word with underscores)."""
 
     model: str = DEFAULT_MODEL
+    more_models: tuple[str, ...] = ()  # served beside it, loaded when they are asked for
+    max_loaded: int | None = None  # models in memory at once; None: as many as fit
+    unload_after: float = 0.0  # seconds without a request; 0: never
     revision: str | None = None  # of a hub repository
     quantization: str = "int8"  # the type a model is converted to when it must be converted
     host: str = "127.0.0.1"
@@ -61,7 +75,7 @@ class ServeConfig:
     concurrent_requests: int | None = None
     max_body_bytes: int = 4 * 2**20
     max_prompt_tokens: int | None = None  # None: what the context holds
-    first_token_seconds: float = 1.0  # an editor's prompt is cut to what is read in this time; 0: it isn't
+    first_token_seconds: float = 1.0  # what reading an editor's prompt may take; 0: no limit
     request_seconds: float | None = None  # None: no time limit
     allowed_host: tuple[str, ...] = ()  # names under which the server is reached, besides its own
     cors_origin: tuple[str, ...] = ()  # web pages that may call the API
@@ -82,16 +96,20 @@ class ServeConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # written so that NaN fails it
                 raise ValueError(f"{flag(name)} must be between {low} and {high}, not {value}")
-        if self.quantization not in QUANTIZATIONS:
-            raise ValueError(f"--quantization {self.quantization}: must be one of {', '.join(QUANTIZATIONS)}")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"--device {self.device}: must be auto, cpu or cuda")
-        if self.engine not in ENGINES:
-            raise ValueError(f"--engine {self.engine}: must be one of {', '.join(ENGINES)}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"--dtype {self.dtype}: must be one of {', '.join(DTYPES)}")
-        if self.kv_dtype not in DTYPES:
-            raise ValueError(f"--kv-dtype {self.kv_dtype}: must be one of {', '.join(DTYPES)}")
+        own = ("served_name", "family", "revision", "context_length") if self.more_models else ()
+        for name in own:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{flag(name)} goes with one model; several keep what is their own")
+        for proxy in self.trusted_proxy:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(
+                    f"--trusted-proxy {proxy}: give an address or a network ({error})"
+                ) from error
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{flag(name)} {getattr(self, name)}: must be one of {', '.join(known)}")
         if self.kv_cache_tokens is not None and self.kv_cache_tokens < 0:
             raise ValueError(f"--kv-cache-tokens must be 0 (no reuse) or more, not {self.kv_cache_tokens}")
         if self.output_bits not in (None, *OUTPUT_BITS):
@@ -99,6 +117,10 @@ class ServeConfig:
             raise ValueError(f"--output-bits {self.output_bits}: must be one of {known}")
         if self.context_length is not None and self.context_length < 2:
             raise ValueError(f"--context-length must be at least 2, not {self.context_length}")
+
+    def each_model(self) -> list[ServeConfig]:
+        """A configuration for each model, with it alone."""
+        return [replace(self, model=name, more_models=()) for name in (self.model, *self.more_models)]
 
 
 def flag(name: str) -> str:
@@ -119,6 +141,8 @@ def read_config(path: Path | None, flags: Mapping[str, Any]) -> ServeConfig:
         for name, value in flags.items()
         if value is not None
     }
+    if models := given.pop("model", ()):
+        given |= {"model": models[0], "more_models": models[1:]}
     return replace(config, **given)
 
 

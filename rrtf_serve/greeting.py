@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 
-def banner(name: str, address: str, *, page: bool, keys: bool, infill: bool) -> str:
+def banner(
+    name: str, address: str, *, page: bool, keys: bool, infill: bool, others: tuple[str, ...] = ()
+) -> str:
     """What a newcomer needs next: the addresses, and three ways to use them by copy and paste."""
     key = "YOUR_KEY" if keys else "none"
     header = " -H 'Authorization: Bearer YOUR_KEY'" if keys else ""
@@ -12,6 +14,7 @@ def banner(name: str, address: str, *, page: bool, keys: bool, infill: bool) -> 
     body += '"max_tokens": 64, "temperature": 0}'
     lines = [
         f"{name} is ready.",
+        *([f"  also  {', '.join(others)}, loaded when asked for"] if others else []),
         f"  API   {address}/v1",
         *([f"  page  {address}/ui"] if page else []),
         "",

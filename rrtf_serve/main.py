@@ -12,15 +12,14 @@ import os
 import signal
 import socket
 import sys
-import time
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from prometheus_client import disable_created_metrics
 
-from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
+from rrtf_serve.api.app import ApiSettings, Models, create_app
 from rrtf_serve.api.keys import VARIABLE, Keyring, read_variable
 from rrtf_serve.api.limits import Limits
 from rrtf_serve.api.log import RequestLog, format_named
@@ -28,19 +27,13 @@ from rrtf_serve.api.metrics import Metrics
 from rrtf_serve.api.origin import ANY, Origins, is_loopback
 from rrtf_serve.arguments import parser
 from rrtf_serve.config import ServeConfig, read_config
-from rrtf_serve.engine.prefill import SAMPLE_CODE, prefill_speed
-from rrtf_serve.engine.protocol import Engine
-from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.greeting import banner
-from rrtf_serve.loading import describe_source, load_engine
-from rrtf_serve.models import catalog
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.folder import Card
-from rrtf_serve.models.prompts import prompts_of
-from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.parts import find_part
-from rrtf_serve.preparation import prepare, prepare_source
+from rrtf_serve.preparation import prepare
+from rrtf_serve.prepared import Prepared, load, prepare_all
 from rrtf_serve.process import Ending, address_of, reserve, run
+from rrtf_serve.roster import Opened, Residence, Roster
 
 log = logging.getLogger("rrtf_serve")
 
@@ -76,24 +69,30 @@ def main(argv: list[str] | None = None) -> int:
     doing = "what was fetched so far is kept and the next start goes on"
     try:
         if prepare_only:
-            print(prepare(config))
+            for each in config.each_model():
+                print(prepare(each))
             return 0
         # Taken before the long work: a port in use is said at once, not after a download.
         with reserve(config.host, config.port) as listener:
+            # A series beside each counter, of which nobody makes use. (The function has no annotations.)
+            disable_created_metrics()  # type: ignore[no-untyped-call]
             metrics = Metrics(by_key=config.metrics_by_key)
             with closing(RequestLog(log_format, config.log_file, lost=metrics.lost_lines.inc)) as requests:
                 if hangs_up(config):
                     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is somebody to hear it
                 operation = Operation(keys, _bound(origins, config, listener, keys), metrics, requests)
-                source = prepare_source(config)
+                prepared = prepare_all(config)
                 doing = "while the model was being loaded"
                 # Before there is an event loop, which would keep Ctrl-C to itself until all is loaded.
-                card = describe_source(config, source)
-                started = time.monotonic()
-                engine = load_engine(config, source, card)
-                log.info("model loaded in %.1f s", time.monotonic() - started)
+                first = load(prepared[0], metrics)
                 return asyncio.run(
-                    serve(config, source.path, card, engine, operation=operation, listener=listener)
+                    serve(
+                        config,
+                        first,
+                        _roster(config, prepared, first, metrics),
+                        operation=operation,
+                        listener=listener,
+                    )
                 )
     except (ModelError, ValueError, OSError) as error:
         print(f"rrtf-serve: {error}", file=sys.stderr)
@@ -101,6 +100,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # a server that runs ends by itself
         print(f"\nrrtf-serve: stopped; {doing}", file=sys.stderr)
         return 130
+
+
+def _roster(config: ServeConfig, prepared: list[Prepared], first: Opened, metrics: Metrics) -> Roster:
+    by_name = {each.known.name: each for each in prepared}
+    return Roster(
+        [each.known for each in prepared],
+        lambda known: load(by_name[known.name], metrics),
+        Residence(config.max_loaded, config.unload_after),
+        {prepared[0].known.name: first},
+    )
 
 
 def hangs_up(config: ServeConfig) -> bool:
@@ -118,28 +127,15 @@ def _bound(origins: Origins, config: ServeConfig, listener: socket.socket, keys:
 
 
 async def serve(
-    config: ServeConfig,
-    folder: Path,
-    card: Card,
-    engine: Engine,
-    *,
-    operation: Operation,
-    listener: socket.socket,
+    config: ServeConfig, first: Opened, roster: Roster, *, operation: Operation, listener: socket.socket
 ) -> int:
-    """Serve the model of `folder` until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to
-    finish. Closes the engine."""
+    """Serve until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to finish. Closes the roster,
+    whose first model is `first`."""
     keys = operation.keys
-    scheduler = Scheduler(engine, max_queue=config.max_queue)
     try:
-        served = assemble(config, folder, card, scheduler)
-        if config.first_token_seconds:
-            # Before anybody may ask; away from the event loop, which has signals to hear.
-            sample = served.tokenizer.encode(SAMPLE_CODE, specials=False)
-            speed = await asyncio.to_thread(prefill_speed, engine, sample)
-            log.info("the model reads %.0f tokens per second", speed)
-            served = replace(served, prefill_speed=speed)
+        models = Models(roster.known, roster)
         app = create_app(
-            Models([served]),
+            models,
             settings=settings_of(config, operation.origins),
             keys=keys,
             metrics=operation.metrics,
@@ -148,19 +144,28 @@ async def serve(
         address = address_of(listener)
         page = config.ui and _mount_page(app, address, keys)
         _add_root(app, page=page)
-        text = banner(served.name, address, page=page, keys=keys.required, infill=served.prompts.has_infill)
+        served = first.served
+        text = banner(
+            served.name,
+            address,
+            page=page,
+            keys=keys.required,
+            infill=served.prompts.has_infill,
+            others=tuple(each.name for each in roster.known[1:]),
+        )
+        roster.start()
         await run(
             app,
             listener,
-            scheduler,
+            roster,
             Ending(config.drain_seconds, config.drain_delay_seconds),
             greet=lambda: print(text, flush=True),
             hang_up=operation.hang_up if hangs_up(config) else None,
             trusted_proxies=config.trusted_proxy,
         )
     finally:
-        await scheduler.close(0)
-        engine.close()
+        await roster.close(0)
+        await roster.release()
     return 0
 
 
@@ -176,30 +181,6 @@ def settings_of(config: ServeConfig, origins: Origins) -> ApiSettings:
         origins=origins,
         log_prompts=config.log_prompts,
     )
-
-
-def assemble(config: ServeConfig, folder: Path, card: Card, scheduler: Scheduler) -> Served:
-    """What the API serves: the folder's tokenizer and prompts, its names, and the scheduler of its engine.
-
-    Raises ModelError on an unknown family or an unreadable tokenizer.
-    """
-    tokenizer = Tokenizer.load(folder)
-    return Served(
-        name=config.served_name or card.name,
-        aliases=_aliases(card, config.served_name),
-        card=card,
-        tokenizer=tokenizer,
-        prompts=prompts_of(card, tokenizer),
-        scheduler=scheduler,
-        created=int(time.time()),
-    )
-
-
-def _aliases(card: Card, served_name: str | None) -> tuple[str, ...]:
-    """Other names clients may use: the catalogue's, and the model's own where another was asked for."""
-    known = catalog.find(card.name)
-    names = (known.aliases if known else ()) + ((card.name,) if served_name else ())
-    return tuple(name for name in names if name != served_name)
 
 
 def _mount_page(app: FastAPI, address: str, keys: Keyring) -> bool:

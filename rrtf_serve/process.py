@@ -10,16 +10,27 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
-
-from rrtf_serve.engine.scheduler import Scheduler
 
 LAST_WORDS_SECONDS = 5  # for clients to hear that their request was ended
 LISTEN_BACKLOG = 2048  # connections that wait while the event loop is busy
 
 log = logging.getLogger(__name__)
+
+
+class Work(Protocol):
+    """What is to be finished before the end: a scheduler, or several."""
+
+    @property
+    def queue_depth(self) -> int: ...
+
+    @property
+    def rows_running(self) -> int: ...
+
+    async def close(self, drain_seconds: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -42,13 +53,13 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        scheduler: Scheduler,
+        work: Work,
         ending: Ending,
         greet: Callable[[], None],
         hang_up: Callable[[], None] | None,
     ) -> None:
         super().__init__(config)
-        self._scheduler = scheduler
+        self._work = work
         self._ending = ending
         self._greet = greet
         self._hang_up = hang_up
@@ -77,7 +88,7 @@ class Server(uvicorn.Server):
     def _stop(self) -> None:
         if self._stopping:
             self.should_exit = True
-            self._closing.append(asyncio.create_task(self._scheduler.close(0)))
+            self._closing.append(asyncio.create_task(self._work.close(0)))
             return
         self._stopping = True
         app = self.config.app
@@ -91,7 +102,7 @@ class Server(uvicorn.Server):
 
     def _leave(self) -> None:
         self.should_exit = True
-        running = self._scheduler.rows_running + self._scheduler.queue_depth
+        running = self._work.rows_running + self._work.queue_depth
         if running:
             log.warning(
                 "stopping: up to %g s for %d answers under way; a second Ctrl-C ends them now",
@@ -103,7 +114,7 @@ class Server(uvicorn.Server):
         app = self.config.app
         if isinstance(app, FastAPI) and hasattr(app.state, "close_page"):  # no page, no streams
             app.state.close_page()
-        self._closing.append(asyncio.create_task(self._scheduler.close(self._ending.drain_seconds)))
+        self._closing.append(asyncio.create_task(self._work.close(self._ending.drain_seconds)))
         await super().shutdown(sockets)
         await asyncio.gather(*self._closing)
 
@@ -111,7 +122,7 @@ class Server(uvicorn.Server):
 async def run(
     app: FastAPI,
     listener: socket.socket,
-    scheduler: Scheduler,
+    work: Work,
     ending: Ending,
     *,
     greet: Callable[[], None],
@@ -137,7 +148,7 @@ async def run(
             server_header=False,
             backlog=LISTEN_BACKLOG,
         ),
-        scheduler,
+        work,
         ending,
         greet,
         hang_up,

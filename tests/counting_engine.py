@@ -130,6 +130,9 @@ class CountingBatch:
                 del self._rows[row]
         return deltas
 
+    def move(self) -> list[Delta] | None:
+        return self.step()
+
     def cancel(self, row: int) -> None:
         self._cancelled.add(row)
 

@@ -21,6 +21,9 @@ import uvicorn
 from fake_engine import FakeEngine, byte_tokenizer
 
 from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
+from rrtf_serve.api.keys import Keyring
+from rrtf_serve.api.log import RequestLog
+from rrtf_serve.api.metrics import Metrics
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.models.families import FAMILIES
 from rrtf_serve.models.folder import Card
@@ -44,12 +47,17 @@ def serving(
     family: str = "qwen2.5-coder",
     settings: ApiSettings | None = None,
     max_queue: int = 64,
+    prefill_speed: float | None = None,
+    keys: Keyring | None = None,
+    metrics: Metrics | None = None,
+    log: RequestLog | None = None,
 ) -> Iterator[Running]:
     """The API over a fake engine, in a thread of this process."""
     engine = engine or FakeEngine()
     tokenizer = byte_tokenizer()
     card = Card(NAME, "qwen2", family, engine.capabilities.max_context, "int8")
-    scheduler = Scheduler(engine, max_queue=max_queue)
+    metrics = metrics or Metrics()
+    scheduler = Scheduler(engine, max_queue=max_queue, observer=metrics.observer(NAME))
     prompts = Prompts(
         tokenizer,
         FAMILIES[family],
@@ -58,8 +66,13 @@ def serving(
         bos_token="",
         end_tokens=["<|endoftext|>"],
     )
-    served = Served(NAME, ("tiny", "org/tiny-coder"), card, tokenizer, prompts, scheduler, 1_700_000_000)
-    app = create_app(Models([served]), settings=settings or ApiSettings())
+    served = Served(
+        NAME, ("tiny", "org/tiny-coder"), card, tokenizer, prompts, 1_700_000_000,
+        engine.capabilities.max_context, scheduler=scheduler, prefill_speed=prefill_speed,
+    )  # fmt: skip
+    app = create_app(
+        Models([served]), settings=settings or ApiSettings(), keys=keys, metrics=metrics, log=log
+    )
     # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer on a kept connection
     # takes 40 ms.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:

@@ -196,6 +196,32 @@ class TestInfill:
         assert before.endswith("<|fim_prefix|>def add(a, b):\n    return ")
         assert rest.startswith("\n\nprint(add(1, 2))\n") and rest.endswith("<|fim_middle|>")
 
+    def test_other_files_come_first_the_last_looked_at_nearest(self, server: Running) -> None:
+        extra = [{"text": f"x = {name!r}\n", "filename": f"{name}.py"} for name in ("old", "new")]
+        post(server, "/infill", {**LLAMA_VIM, "input_extra": extra, "n_predict": 4})
+        prompt = asked(server)
+        places = [
+            prompt.index(part) for part in ("<|file_sep|>old.py", "<|file_sep|>new.py", "<|fim_prefix|>")
+        ]
+        assert places == sorted(places)
+
+    def test_the_oldest_files_go_first(self, server: Running) -> None:
+        extra = [{"text": sign * 300, "filename": f"{sign}.py"} for sign in "YZ"]
+        post(server, "/infill", {**LLAMA_VIM, "input_extra": extra, "n_predict": 4})
+        prompt = asked(server)
+        assert prompt.count("Z") == 301 and prompt.count("Y") < 200
+
+    def test_the_prompt_keeps_to_its_time(self) -> None:
+        body = {**LLAMA_VIM, "input_prefix": "a = 1\n" * 60, "n_predict": 4}
+        with serving(prefill_speed=200.0) as server:
+            made = [
+                post(server, "/infill", {**body, "t_max_prompt_ms": limit})["timings/prompt_n"]
+                for limit in (0, 500, 750)
+            ]
+        assert 150 < made[0] <= 200  # the server's own second
+        assert 70 < made[1] <= 100
+        assert 110 < made[2] <= 150
+
     def test_a_warm_up_is_answered_at_once_with_nothing(self, server: Running) -> None:
         server.engine.open.clear()  # it does not even reach the engine
         try:
@@ -306,6 +332,11 @@ class TestCompletion:
         assert server.engine.started[-1].prompt[0] == FIM["<|fim_prefix|>"]
         assert server.engine.started[-1].prompt[-1] == FIM["<|fim_middle|>"]
         assert tickets[0].interactive and tickets[0].editor
+
+    def test_a_model_without_markers_reads_them_as_text(self) -> None:
+        with serving(family="smollm2") as server:
+            post(server, "/completion", {**CONTINUE, "stream": False})
+            assert asked(server) == CONTINUE["prompt"]
 
     def test_a_plain_prompt_is_nobodys_editor(self, server: Running, tickets: list[Ticket]) -> None:
         post(server, "/completion", {"prompt": "abc", "n_predict": 3})

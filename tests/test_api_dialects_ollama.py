@@ -151,6 +151,16 @@ class TestGenerate:
         server = said("pass")
         assert post(server, "/api/generate", LLM_LS)["response"] == "pass"
         assert asked(server) == LLM_LS["prompt"]
+        starcoders = "<fim_prefix>def f():\n    <fim_suffix>\n<fim_middle>"  # its default, whatever the model
+        assert post(server, "/api/generate", {**LLM_LS, "prompt": starcoders})["response"] == "pass"
+        assert asked(server) == LLM_LS["prompt"]
+
+    def test_files_of_a_repository_may_come_first(self, said: Say) -> None:
+        prompt = f"<|repo_name|>r\n<|file_sep|>a.py\nx = 1\n<|file_sep|>b.py\n{LLM_LS['prompt']}"
+        server = said("pass")
+        assert post(server, "/api/generate", {**LLM_LS, "prompt": prompt})["response"] == "pass"
+        assert asked(server) == prompt
+        assert server.engine.started[-1].prompt[0] == FIM["<|repo_name|>"]
 
     def test_editors_are_told_from_others(self, server: Running, tickets: list[Ticket]) -> None:
         options = {"options": {"num_predict": 2}}
@@ -418,7 +428,7 @@ class TestListing:
         browser = httpx.get(
             server.address + "/", headers={"user-agent": "Mozilla/5.0", "accept": "text/html"}
         )
-        assert browser.status_code == 404  # nothing there without the page
+        assert browser.status_code != 200  # the page is not the API's
 
 
 NAMES = {
@@ -444,8 +454,9 @@ def models() -> Iterator[list[Served]]:
                 Prompts(
                     tokenizer, FAMILIES["plain"], chat_template="", add_bos=False, bos_token="", end_tokens=[]
                 ),
-                scheduler,
                 0,
+                512,
+                scheduler=scheduler,
             )
             for name, aliases in NAMES.items()
         ]

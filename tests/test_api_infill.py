@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import CAPABILITIES, SPECIALS, FakeEngine, byte_tokenizer
+from hypothesis import given, settings, strategies
 from live import Running, serving
 
 from rrtf_serve.api.errors import ApiError
@@ -30,6 +32,12 @@ BIG = replace(CAPABILITIES, max_context=8192)
 def server() -> Iterator[Running]:
     with serving(FakeEngine(capabilities=BIG)) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client() as kept:  # its connection is kept: many short requests
+        yield kept
 
 
 @pytest.fixture(scope="module")
@@ -195,12 +203,48 @@ class TestCompletions:
             assert choice["text"].endswith("a\n\nb")
 
 
+JSON_TYPE = "application/json"
+MEMBERS = ["prefix", "body", "filepath", "stop"]
+JSON = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats(allow_nan=False)
+    | strategies.text(max_size=8),
+    lambda inner: strategies.lists(inner, max_size=3)
+    | strategies.dictionaries(strategies.sampled_from(MEMBERS), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+FIELDS = [
+    "prompt", "suffix", "max_tokens", "min_tokens", "temperature", "top_p", "stop", "stream", "random_seed",
+    "segments", "inputs", "parameters", "type", "messages", "seed",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/fim/completions", "/v1/engines/x/completions", "/v1/completions", "/generate", "/generate_stream",
+     "/models/tiny", "/v1/events", "/v1beta/chat/completions"],
+)  # fmt: skip
+@given(
+    body=strategies.dictionaries(strategies.sampled_from(FIELDS), JSON, max_size=6),
+    good=strategies.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_no_body_breaks_a_dialect(
+    server: Running, client: httpx.Client, path: str, body: dict[str, Any], good: bool
+) -> None:
+    base: dict[str, Any] = {"prompt": "a", "inputs": "a", "type": "view"} if good else {}
+    content = json.dumps({**base, **body}).encode()
+    response = client.post(
+        server.address + path, content=content, headers=HEADERS | {"content-type": JSON_TYPE}
+    )
+    assert response.status_code in (200, 400), response.text
+
+
 class TestSpeed:
     def test_it_is_from_a_real_prompt(self) -> None:
         engine = FakeEngine(seconds_per_step=0.3)
         speed = prefill_speed(engine, range(100))
         assert 0 < speed < 64 / 0.3
-        assert [len(request.prompt) for request in engine.started] == [8, 64]  # slow: that has told enough
+        assert [len(request.prompt) for request in engine.started] == [8] + [64] * 4  # slow
         assert {request.max_tokens for request in engine.started} == {1}
 
     def test_a_fast_model_reads_more_and_never_the_same_beginning(self) -> None:

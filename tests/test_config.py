@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rrtf_serve.config import ServeConfig, read_config
+from rrtf_serve.config import DEFAULT_MODEL, ServeConfig, read_config
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -63,3 +63,17 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_bad_flag_is_named(values: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         read_config(None, values)
+
+
+def test_several_models_keep_their_order() -> None:
+    config = read_config(None, {"model": ["a", "b", "c"], "port": None})
+    assert (config.model, config.more_models) == ("a", ("b", "c"))
+    assert [each.model for each in config.each_model()] == ["a", "b", "c"]
+    assert config.each_model()[0].more_models == ()
+    assert read_config(None, {"model": None}).model == DEFAULT_MODEL
+
+
+@pytest.mark.parametrize("name", ["served_name", "family", "revision"])
+def test_what_belongs_to_one_model_is_refused_with_several(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} goes with one model"):
+        read_config(None, {"model": ["a", "b"], name: "x"})

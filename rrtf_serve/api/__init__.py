@@ -1,12 +1,15 @@
 """How clients ask: OpenAI's HTTP API over a scheduler.
 
 app          create_app: routes;  settings  what is served and within which limits
-gate         request ids and API keys;  body  JSON within a limit;  errors  OpenAI's envelope
+visit        one request on its way, ids and counts;  origin  which names and pages are let in
+gate         who may come in and how often;  keys  whose a key is;  limits  requests and tokens per minute
+body         JSON within a limit;  errors  OpenAI's envelope
 fields       every field and what becomes of it;  kinds  what values may be;  messages  chat messages
 completions  a request's plan: prompts as tokens, limits, options;  chat  likewise;  options  what both share
 generation   from a plan to pieces of text;  shapes  their JSON;  answer, sse  HTTP answers, whole or streamed
 models       which model answers;  listing  the model list
 openapi      what /openapi.json says
+probes       /health, /ready, /metrics;  metrics  figures for Prometheus;  log  a line for each request
 
 dialects     other servers' routes over the same plans
 

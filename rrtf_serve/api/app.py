@@ -14,6 +14,7 @@ import time
 from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Scope
 
 from rrtf_serve import __version__
@@ -40,10 +41,17 @@ from rrtf_serve.api.visit import Visit, Visits
 _FAILURES = openapi.errors(400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
 # Nobody reads it; the status is what proxies log for a client that went away.
 _GONE = 499
-# With "true" the request is an editor's: its prompt is cut to the latency budget, its answer trimmed.
-INTERACTIVE = "x-rrtf-interactive"
 # A client's own id is kept when it can stand in a header and a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+# With "true" the request is an editor's: its prompt is cut to the latency budget, its answer trimmed.
+INTERACTIVE = "x-rrtf-interactive"
+_INTERACTIVE_HEADER = {
+    "name": INTERACTIVE,
+    "in": "header",
+    "description": "true: an editor waits. The prompt is cut to what is read in the latency budget, and the "
+    "answer ends where an editor's should.",
+    "schema": {"type": "string"},
+}
 
 
 class _App(FastAPI):
@@ -66,7 +74,19 @@ class _App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         gate = Gate(super().build_middleware_stack(), settings=self._settings, keys=self._keys)
         checked = OriginCheck(gate, origins=self._settings.origins)
-        return Visits(checked, begin=self._begin, tell=self._tell, page=self._settings.page)
+        return Visits(checked, begin=self._begin, find=self._find, tell=self._tell)
+
+    def _find(self, scope: Scope) -> str:
+        """The template of the request's path, also where it was refused before the router saw it."""
+        path = scope["path"]
+        page = self._settings.page
+        if path == page or path.startswith(f"{page}/"):
+            return page  # it has a router of its own, whose paths hold random parts
+        matched = scope.get("route")
+        for route in self.routes if matched is None else [matched]:
+            if route is matched or route.matches(scope)[0] is Match.FULL:
+                return str(getattr(route, "path", "unmatched"))
+        return "unmatched"
 
     def _begin(self, scope: Scope) -> Visit:
         settings = self._settings
@@ -110,7 +130,7 @@ def create_app(
         "/v1/completions",
         response_class=Response,
         responses={**openapi.answer("text_completion", "text_completion"), **_FAILURES},
-        openapi_extra=openapi.request_body(COMPLETION_FIELDS),
+        openapi_extra={**openapi.request_body(COMPLETION_FIELDS), "parameters": [_INTERACTIVE_HEADER]},
     )
     async def completions(request: Request) -> Response:
         """Text after a prompt, or between a prompt and a suffix."""
@@ -146,7 +166,7 @@ def create_app(
     @app.get("/v1/models/{name:path}", responses=openapi.errors(401, 404))
     async def model(name: str) -> Record:
         """One model, by its name or an alias."""
-        return await listing.find_model(models, name)
+        return listing.find_model(models, name)
 
     add_probes(app, models, metrics, app.state.readiness)
     add_dialects(app, models, settings)

@@ -14,6 +14,7 @@ from rrtf_serve.api.infill import Infill, infill_job, marked, no_infill
 from rrtf_serve.api.options import check_length, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
+from rrtf_serve.api.visit import current
 from rrtf_serve.models.prompts import PromptError
 from rrtf_serve.models.tokens import Detokenizer, Tokenizer
 
@@ -184,7 +185,7 @@ async def _echoes(
 
 async def _score(served: Served, text: str, prompt: tuple[int, ...], top: int) -> tuple[Scored, ...]:
     with refusals(("prompt",)):
-        records = await served.scheduler.score(prompt, top)
+        records = await served.scheduler.score(prompt, top, current().ticket())
     offsets = await asyncio.to_thread(_offsets, served.tokenizer, text, prompt)
     first = Scored(prompt[0], offsets[0], None)
     rest = [

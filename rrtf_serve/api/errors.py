@@ -8,14 +8,19 @@ llm-ls parses for an OpenAI back-end: as FastAPI's own errors, but `loc` is one 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
+
+from rrtf_serve.engine.protocol import EngineError
+
+log = logging.getLogger(__name__)
 
 FieldPath = tuple[str | int, ...]  # where in the body: ("messages", 0, "content")
 
@@ -195,9 +200,22 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return error_response(problem, request.url.path)
 
 
+async def _on_engine_error(request: Request, error: Exception) -> Response:
+    """Not as a fault of ours, below: the connection is kept, and other requests go on over it."""
+    assert isinstance(error, EngineError)
+    request_id = request.scope.get("rrtf.request_id", "unknown")
+    log.error("request %s failed", request_id, exc_info=error)
+    problem = internal(request_id)
+    note(request.scope, problem)
+    return error_response(problem, request.url.path)
+
+
 async def _on_failure(request: Request, _: Exception) -> Response:
-    """A fault of ours. Starlette raises it again after this answer, so that uvicorn logs the traceback."""
-    problem = internal(request.scope.get("rrtf.request_id", "unknown"))
+    """A fault of ours. Starlette raises it again after this answer, so that uvicorn logs the traceback and
+    closes the connection: the client hears of it, else its next request would be lost there."""
+    problem = replace(
+        internal(request.scope.get("rrtf.request_id", "unknown")), headers={"connection": "close"}
+    )
     note(request.scope, problem)
     return error_response(problem, request.url.path)
 
@@ -205,4 +223,5 @@ async def _on_failure(request: Request, _: Exception) -> Response:
 def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(EngineError, _on_engine_error)
     app.add_exception_handler(Exception, _on_failure)

@@ -31,7 +31,7 @@ class Gate:
         visit = current()
         try:
             key = self._key(scope)
-            scope["rrtf.owner"] = key.digest if key is not None else None
+            scope["rrtf.owner"] = visit.owner = key.digest if key is not None else None
             visit.key = key.name if key is not None else None
             visit.account = self._account(scope, key)
             if visit.account is not None:

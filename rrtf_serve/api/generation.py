@@ -16,12 +16,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, queue_full, shutting_down
+from rrtf_serve.api.errors import (
+    ApiError,
+    FieldPath,
+    context_length_exceeded,
+    deadline_exceeded,
+    queue_full,
+    replaced,
+    shutting_down,
+)
 from rrtf_serve.api.settings import Served
 from rrtf_serve.api.trimming import Cursor, Trim
 from rrtf_serve.api.visit import current
 from rrtf_serve.engine.protocol import Delta, Request, Sampling, TokenLogprob
 from rrtf_serve.engine.scheduler import QueueFull, SchedulerClosed, Stream
+from rrtf_serve.engine.stream import DeadlineExceeded, Replaced
 from rrtf_serve.engine.ticket import Ticket
 from rrtf_serve.models.tokens import TextStream, Tokenizer
 
@@ -120,6 +129,8 @@ class Generation:
         while self._running:
             with refusals(("prompt",)):
                 deltas = await anext(stream)
+            if self._visit.queue_seconds is None:
+                self._visit.queue_seconds = stream.queue_seconds
             pieces = [piece for delta in deltas if (piece := self._piece(stream, delta)) is not None]
             if pieces:
                 yield pieces
@@ -137,7 +148,7 @@ class Generation:
             if piece is not None and piece.finish is not None:
                 self._visit.finishes.append(piece.finish)
             if delta.finish is None:
-                stream.cancel(delta.row)
+                stream.cancel(delta.row, "stop")
         return piece
 
     def cancel(self) -> None:
@@ -222,5 +233,9 @@ def refusals(path: FieldPath) -> Iterator[None]:
         raise queue_full(error.retry_after_s) from error
     except SchedulerClosed as error:
         raise shutting_down() from error
+    except DeadlineExceeded as error:
+        raise deadline_exceeded() from error
+    except Replaced as error:
+        raise replaced() from error
     except ValueError as error:
         raise ApiError(400, str(error), "invalid_value", path=path) from error

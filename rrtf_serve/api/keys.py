@@ -51,17 +51,22 @@ class Keyring:
     name of a visitor who signed in with it: the same for as long as the server runs and the key is there.
     """
 
-    def __init__(self, keys: Iterable[Key] = (), *, file: Path | None = None) -> None:
-        """keys: these stay. file: more of them. Raises ValueError naming the flag and the line."""
+    def __init__(
+        self, keys: Iterable[Key] = (), *, file: Path | None = None, poll_seconds: float = POLL_SECONDS
+    ) -> None:
+        """keys: these stay. file: more of them, looked at again when a key is asked for, but once in
+        poll_seconds at most. Raises ValueError naming the flag and the line."""
         self._fixed = tuple(keys)
         self._file = file
         self._secret = secrets.token_bytes(32)
+        self._poll_seconds = poll_seconds
         self._mark: _Mark | None = None
         self._settled = True
+        self._problem = ""
         self._polled = time.monotonic()
         self._known: dict[str, Key] = {}
         if file is not None:
-            self._mark = _mark(file)
+            self._look(file)
             self._keep(self._read(file))
         else:
             self._keep(())
@@ -92,16 +97,21 @@ class Keyring:
 
     def reload(self) -> None:
         """Read the file now. Where it can't be used the keys stay as they were, and a warning says why."""
+        self._problem = ""
+        self._reload()
+
+    def _reload(self) -> None:
         if self._file is None:
             return
-        # Taken before the reading: what changes meanwhile is seen at the next poll.
-        self._mark = _mark(self._file)
-        self._settled = self._mark is None or time.time() - self._mark[0] / 1e9 > FRESH_SECONDS
+        self._look(self._file)
         try:
             keys = self._read(self._file)
         except ValueError as error:
-            log.warning("%s; the keys stay as they were", error)
+            if str(error) != self._problem:  # said once, not at every poll
+                log.warning("%s; the keys stay as they were", error)
+            self._problem = str(error)
             return
+        self._problem = ""
         before = {key.name for key in self._known.values()}
         self._keep(keys)
         after = {key.name for key in self._known.values()}
@@ -111,11 +121,17 @@ class Keyring:
 
     def _poll(self) -> None:
         now = time.monotonic()
-        if self._file is None or now - self._polled < POLL_SECONDS:
+        if self._file is None or now - self._polled < self._poll_seconds:
             return
         self._polled = now
         if not self._settled or _mark(self._file) != self._mark:
-            self.reload()
+            self._reload()
+
+    def _look(self, file: Path) -> None:
+        """Before the reading: what changes meanwhile is seen at the next poll."""
+        self._mark = _mark(file)
+        fresh = self._mark is not None and time.time() - self._mark[0] / 1e9 < FRESH_SECONDS
+        self._settled = not fresh
 
     def _read(self, file: Path) -> tuple[Key, ...]:
         keys = read_file(file)

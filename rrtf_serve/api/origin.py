@@ -42,7 +42,8 @@ class Origins:
 
     def __post_init__(self) -> None:
         for host in self.hosts:
-            if host != ANY and (not (found := _HOST.fullmatch(host)) or found["port"]):
+            found = _HOST.fullmatch(host)
+            if host != ANY and _address(host) is None and (found is None or found["port"]):
                 raise ValueError(f"--allowed-host {host}: give a name as in code.example.org, without port")
         for origin in self.origins:
             if origin not in (ANY, "null") and not _well_formed(origin):

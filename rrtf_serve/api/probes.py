@@ -13,8 +13,6 @@ from rrtf_serve.api.metrics import CONTENT_TYPE, Metrics
 from rrtf_serve.api.models import Models
 from rrtf_serve.api.shapes import Record
 
-OPEN = ("/health", "/ready", "/version")  # asked without a key
-
 
 @dataclass
 class Readiness:

@@ -13,16 +13,23 @@ from rrtf_serve.models.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
-class Served:
-    """One model behind the API."""
+class Known:
+    """A model that clients may name, loaded or not."""
 
     name: str  # what /v1/models lists and every answer carries
     aliases: tuple[str, ...]  # other names that `model` may hold
     card: Card
     tokenizer: Tokenizer
     prompts: Prompts
-    scheduler: Scheduler
     created: int  # Unix seconds
+    context: int  # tokens, prompt and completion together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served(Known):
+    """A model that is loaded."""
+
+    scheduler: Scheduler
     prefill_speed: float | None = None  # tokens of prompt read in a second, measured; None: not known
 
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rrtf_serve.api.errors import ApiError
 from rrtf_serve.api.limits import Account
+from rrtf_serve.engine.ticket import Ticket
 
 
 @dataclass(eq=False)
@@ -33,6 +34,7 @@ class Visit:
     keep_prompts: bool = False
     # What became of it.
     key: str | None = None  # name, never the key
+    owner: str | None = None  # the key's digest
     route: str = "unmatched"  # template, so that there are few
     status: int | None = None  # None: the client had gone before there was one
     complete: bool = False  # the answer went out to its end
@@ -48,6 +50,10 @@ class Visit:
     finishes: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     ended: float = 0.0
+
+    def ticket(self) -> Ticket:
+        """For work that is no generation."""
+        return Ticket(self.owner, deadline=self.deadline)
 
     def reserve(self, longest: int, tokens: int) -> None:
         """Before a generation of at most `tokens` in all, with prompts up to `longest`. Raises ApiError."""
@@ -98,13 +104,14 @@ class Visits:
         app: ASGIApp,
         *,
         begin: Callable[[Scope], Visit],
+        find: Callable[[Scope], str],
         tell: tuple[Callable[[Visit], None], ...],
-        page: str,
     ) -> None:
+        """begin: makes the visit of a request. find: its route. tell: who is told once it has ended."""
         self._app = app
         self._begin = begin
         self._tell = tell
-        self._page = page
+        self._find = find
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -137,16 +144,8 @@ class Visits:
             await self._app(scope, receive_noting, send_noting)
         finally:
             _CURRENT.reset(token)
-            visit.route = self._route(scope)
+            visit.route = self._find(scope)
             visit.error = scope.get("rrtf.error")
             visit.ended = time.monotonic()
             for tell in self._tell:
                 tell(visit)
-
-    def _route(self, scope: Scope) -> str:
-        route = getattr(scope.get("route"), "path", None)
-        if isinstance(route, str) and route:
-            return route
-        path = scope["path"]
-        # The page has a router of its own, whose paths hold random parts.
-        return self._page if path == self._page or path.startswith(f"{self._page}/") else "unmatched"

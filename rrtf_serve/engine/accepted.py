@@ -64,7 +64,7 @@ class Accepted:
             self._replace(ticket, prompts)
             shared = self._sharing(job)
             joined = shared or job
-            stream = Stream(len(requests), lambda row: self._cancel(joined, listener, row))
+            stream = Stream(len(requests), lambda row, how: self._cancel(joined, listener, row, how))
             listener = Listener(stream, ticket, prompts, set(range(len(requests))))
             if shared is None:
                 self._put(job, ticket, job.tokens)
@@ -225,6 +225,7 @@ class Accepted:
     def _catch_up(self, job: Job, listener: Listener) -> None:
         now = time.monotonic()
         if job.batch is not None:
+            listener.stream.queue_seconds = 0.0
             self.observer.started(0.0)
         if job.history:
             listener.stream.push(self._hear(job, listener, list(job.history), now))
@@ -253,9 +254,9 @@ class Accepted:
             if delta.finish is not None:
                 self.observer.tokens(len(job.requests[row].prompt), job.made.get(row, 0))
 
-    def _cancel(self, job: Job, listener: Listener, row: int) -> None:
+    def _cancel(self, job: Job, listener: Listener, row: int, how: Ending) -> None:
         with self.changed:
-            self._leave(job, listener, "cancelled", {row})
+            self._leave(job, listener, how, {row})
 
     def _dismiss(self, job: Job, listener: Listener, error: Exception, how: Ending) -> None:
         with self.changed:

@@ -10,7 +10,17 @@ What CTranslate2 leaves to its caller is done here:
 - the context is enforced: models with learned positions fail in mid-answer beyond it
 - it keeps all logits of a call until its end (4 bytes x vocabulary x tokens), so calls that want
   log-probabilities are cut into legs, each going on from where the last one stood
+- a second worker with the same weights runs a batch of its own, so that a few tokens for an editor need not
+  wait for a long answer; the two share the cores
 - a generator that outlives the interpreter aborts the process, so it is dropped at exit whatever happens
+
+A prompt is read in one piece: what is cancelled while its prompt is read stops after it. So an interactive
+job waits at most for the batch in its own lane, which holds no more than INTERACTIVE_TOKENS.
+
+Fixed beginnings of prompts are read each time. `static_prompt` would keep the state of each one for ever,
+once per worker. The longest that is sent unasked is Qwen's system prompt of 21 tokens: keeping it saves
+0.02 s of processor time, 8 % with 100 tokens behind it and 3 % with 300 (0.5B in int8). FIM prompts have
+none.
 
 Not covered: seeds, presence and frequency penalties, logit bias, min_p, joining a running batch. The
 repetition penalty counts generated tokens only, not the prompt. With top_p the 8,192 best tokens are
@@ -39,16 +49,26 @@ from rrtf_serve.engine.ct2_batch import (
 from rrtf_serve.engine.ct2_files import learned_positions, read_vocabulary
 from rrtf_serve.engine.heap import trim_memory
 from rrtf_serve.engine.logprobs import token_logprob
-from rrtf_serve.engine.protocol import Capabilities, EngineError, Request, Sampling, TokenLogprob
+from rrtf_serve.engine.protocol import (
+    BATCH_TOKENS,
+    Capabilities,
+    EngineError,
+    Request,
+    Sampling,
+    TokenLogprob,
+)
 from rrtf_serve.models.errors import ModelError
 
 MAX_LOGPROBS = 20
+# Prompts and completions of what is run for interactive jobs at once; a job that needs more is a long one.
+INTERACTIVE_TOKENS = 4096
 
 
 class Ct2Engine:
-    """One model on one device. `start` and `score` are to be called from one thread at a time.
+    """One model on one device. `start` and `score` are to be called from `workers` threads at a time.
 
-    folder: a CTranslate2 folder. context_length: tokens, prompt and completion together.
+    folder: a CTranslate2 folder. context_length: tokens, prompt and completion together. workers: batches
+    that run at once, on the same weights; each may use all threads.
     device: "cpu", "cuda", or "auto" (cuda where there is one). compute_type: "default" (as stored, or the
     nearest that the device has), "auto" (the fastest) or a name. threads: 0 is one per available core.
 
@@ -65,6 +85,7 @@ class Ct2Engine:
         threads: int = 0,
         max_batch: int = 16,
         prompt_spread: int | None = None,
+        workers: int = 2,
     ) -> None:
         """`prompt_spread`: see Capabilities; None: rows share a call only where no answer changes by it."""
         if prompt_spread is not None and not 0 <= prompt_spread <= PROMPT_SPREAD:
@@ -73,6 +94,8 @@ class Ct2Engine:
             raise ValueError(f"context_length is {context_length}; it must hold a prompt and a completion")
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
+        if workers < 1:
+            raise ValueError(f"workers is {workers}; it must be at least 1")
         self._device = _pick_device(device)
         _check_compute_type(compute_type, self._device)
         self._vocabulary = read_vocabulary(folder)
@@ -89,7 +112,7 @@ class Ct2Engine:
                 device=self._device,
                 compute_type=compute_type,
                 intra_threads=self._threads,
-                inter_threads=1,
+                inter_threads=workers,
             )
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"{folder}: CTranslate2 can't load it ({error})") from error
@@ -108,7 +131,11 @@ class Ct2Engine:
             max_batch=max_batch,
             max_logprobs=min(MAX_LOGPROBS, size),
             max_scored_tokens=min(context_length, LOGITS_BYTES // (4 * size)),
+            max_batch_tokens=max(BATCH_TOKENS, context_length),
             prompt_spread=prompt_spread,
+            parallel_batches=workers,
+            interactive_rows=max_batch if workers > 1 else 0,
+            interactive_tokens=INTERACTIVE_TOKENS if workers > 1 else 0,
         )
 
     @property

@@ -30,19 +30,31 @@ _NO_TOKEN = 2**31 - 1
 
 
 class Loaded:
-    """Holds the one reference to the generator and to the batch that runs on it."""
+    """Holds the one reference to the generator and to the batches that run on it."""
 
     def __init__(self, generator: Any) -> None:
         self._generator = generator
-        self.running: weakref.WeakSet[Ct2Batch] = weakref.WeakSet()
+        self._lock = threading.Lock()  # of `_running`: batches begin and end on several threads
+        self._running: weakref.WeakSet[Ct2Batch] = weakref.WeakSet()
 
     def get(self) -> Any:
         if self._generator is None:
             raise EngineError("the engine is closed")
         return self._generator
 
+    def enter(self, batch: Ct2Batch) -> None:
+        self.get()  # raises when closed
+        with self._lock:
+            self._running.add(batch)
+
+    def leave(self, batch: Ct2Batch) -> None:
+        with self._lock:
+            self._running.discard(batch)
+
     def drop(self) -> None:
-        for batch in list(self.running):
+        with self._lock:
+            running = list(self._running)
+        for batch in running:
             batch.close()
         # The last reference. CTranslate2 joins its threads here; after the interpreter's end it would abort.
         self._generator = None
@@ -80,8 +92,7 @@ class Ct2Batch:
         self._finished = False
         self._max_steps = steps_in_memory(sampling, len(vocabulary))
         self._legs = deque(legs)
-        loaded.get()  # raises when closed
-        loaded.running.add(self)
+        loaded.enter(self)
         self._thread = threading.Thread(target=self._run, name="ct2-batch", daemon=True)
         self._thread.start()
 
@@ -110,7 +121,7 @@ class Ct2Batch:
         for row in self._rows:
             row.cancelled = True
         self._thread.join()
-        self._loaded.running.discard(self)
+        self._loaded.leave(self)
 
     def _run(self) -> None:
         try:

@@ -136,15 +136,15 @@ class Lane:
             apart = first.interactive and self._limits.interactive_rows > 0
             load = Load(self._limits, self._limits.interactive_tokens if apart else None)
             load.add(first.requests)
+            passed: set[str | None] = set()  # owners of jobs that don't fit: their order is kept
             for work in self._companions(waiting):
-                if (
-                    isinstance(work, Job)
-                    and not work.alone
-                    and self._same_sampling(work, first)
-                    and load.add(work.requests)
-                ):
+                if isinstance(work, Score) or work.alone or not self._same_sampling(work, first):
+                    continue
+                if work.owner not in passed and load.add(work.requests):
                     self._accepted.took(work)
                     jobs.append(work)
+                else:
+                    passed.add(work.owner)
         self._jobs = list(jobs)
         return jobs
 
@@ -204,13 +204,14 @@ class Lane:
                     self._admit(admitting)
                 self._stop_late()
                 try:
-                    deltas = batch.step()
+                    deltas = batch.step() if admitting is None else admitting.move()
                 except RowsFailed as failure:
                     self._rows_failed(failure)
                     continue
-                if not deltas:
+                if deltas:
+                    self._deliver(deltas)
+                elif deltas is not None:
                     break
-                self._deliver(deltas)
         except Exception as failure:  # as in Score.go_on
             outcome = failure
         finally:
@@ -289,6 +290,7 @@ class Lane:
             for row in job.gone:
                 self._batch.cancel(first + row)
             for listener in job.listeners:
+                listener.stream.queue_seconds = now - listener.submitted
                 self._observer.started(now - listener.submitted)
 
     def _deliver(self, deltas: list[Delta]) -> None:

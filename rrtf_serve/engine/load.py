@@ -50,7 +50,8 @@ class Share:
 
     For that share they wait for nobody. They take more of the batch only while nothing long waits, so that
     neither kind shuts the other out, and of the long rows the first is let in whatever it needs. So tokens
-    stay below max_batch_tokens, or one long row and the share. Without a share all are alike.
+    stay below max_batch_tokens, or one long row and the share. Without a share all are alike. Into what is
+    empty anything may go.
 
     running: of each row whether it is interactive, and what it needs (tokens).
     """
@@ -71,8 +72,10 @@ class Share:
             sum(self._rows.values()) + rows <= limits.max_batch
             and sum(self._tokens.values()) + total <= limits.max_batch_tokens
         )
+        if not any(self._rows.values()):
+            return True
         if not limits.interactive_rows:
-            return whole or not any(self._rows.values())
+            return whole
         if interactive:
             return self._kept(rows, total) or (whole and not long_waits)
         if not self._rows[False]:

@@ -1,4 +1,7 @@
-"""What a scheduler tells of its work, from its own threads; api/metrics makes figures of it."""
+"""What a scheduler tells of its work; api/metrics makes figures of it.
+
+It tells from its own threads and from the event loops of submitters, most of it under its lock.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,11 @@ Refusal = Literal["queue_full", "too_many_tokens"]
 
 
 class Observer:
-    """Does nothing; whoever wants to know overrides some. Seconds are of time.monotonic()."""
+    """Does nothing; whoever wants to know overrides some. Seconds are of time.monotonic().
+
+    Submissions that share a decode each have a start, a first token and ends of their own; `next_token`,
+    `tokens` and `batch` tell of the decode, once.
+    """
 
     def queued(self, jobs: int) -> None:
         """So many jobs wait now."""
@@ -33,7 +40,7 @@ class Observer:
         """A step was made with so many rows."""
 
     def ended(self, how: Ending, seconds: float) -> None:
-        """A row ended, so long after its job was submitted."""
+        """A row ended for whoever submitted it, so long after it did."""
 
     def refused(self, why: Refusal) -> None:
         """A job was not accepted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from rrtf_serve.engine.protocol import Engine, Request, Sampling
 SAMPLE_CODE = "def mean(values: list[float]) -> float:\n    return sum(values) / len(values)\n\n\n"
 _SIZES = (64, 256, 1024)  # tokens; a slow model has told enough with the first
 _LONG_ENOUGH_S = 0.25
+_AGAIN, _AGAIN_S = 3, 1.5  # the fastest of several counts, as long as they are quick
 _OWNER = "prefill speed"  # nobody's requests find these prompts in an engine's memory
 
 
@@ -18,14 +20,20 @@ def prefill_speed(engine: Engine, text: Sequence[int]) -> float:
     machine for some seconds. `text`: token ids, repeated as needed. Raises EngineError."""
     longest = engine.capabilities.max_context // 2
     _read(engine, text, 8, 0)  # the first run sets up threads and memory
-    speed = 0.0
-    for number, size in enumerate(_SIZES, 1):
+    starts = itertools.count(1)
+    tokens, seconds = 0, 0.0
+    for size in _SIZES:
         tokens = min(size, longest)
-        seconds = _read(engine, text, tokens, number)
-        speed = tokens / max(seconds, 1e-6)
+        seconds = _read(engine, text, tokens, next(starts))
         if seconds >= _LONG_ENOUGH_S or tokens == longest:
             break
-    return speed
+    # Whatever else the machine does while a server starts must not count for as long as that runs.
+    begun = time.monotonic()
+    for _ in range(_AGAIN):
+        if time.monotonic() - begun > _AGAIN_S:
+            break
+        seconds = min(seconds, _read(engine, text, tokens, next(starts)))
+    return tokens / max(seconds, 1e-6)
 
 
 def _read(engine: Engine, text: Sequence[int], tokens: int, start: int) -> float:

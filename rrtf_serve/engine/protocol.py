@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+# Prompts and completions of what runs at once, unless an engine says otherwise.
+BATCH_TOKENS = 16_384
+
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -102,7 +105,7 @@ class Capabilities:
     admission: bool = False  # a request can join a running batch, see AdmittingBatch
     mixed_sampling: bool = False  # rows of one batch may differ in their sampling
     independent_rows: bool = False  # no token of a row depends on what else is in its batch, or was before
-    max_batch_tokens: int = 16_384  # prompts and completions of all rows that run at once
+    max_batch_tokens: int = BATCH_TOKENS  # prompts and completions of all rows that run at once
     prompt_spread: int | None = None  # tokens by which prompts may differ and still run at once; None: any
     # Batches that may run at once, each stepped by a thread of its own. The bounds above hold for each.
     parallel_batches: int = 1
@@ -111,6 +114,10 @@ class Capabilities:
     # is a long one. 0 rows: nothing is kept, and rows enter in order.
     interactive_rows: int = 0
     interactive_tokens: int = 0
+
+
+# Of a request that no engine is to see.
+NO_ENGINE = Capabilities(max_context=1, max_batch=1, max_logprobs=0, max_scored_tokens=0)
 
 
 class Batch(Protocol):
@@ -127,6 +134,10 @@ class Batch(Protocol):
 
 class AdmittingBatch(Batch, Protocol):
     """A batch of an engine whose capabilities have `admission`."""
+
+    def move(self) -> list[Delta] | None:
+        """As `step`, but None as soon as there is something done that moved no row, a piece of a prompt read:
+        others need not wait for all of a long prompt before they join."""
 
     def admit(self, requests: list[Request]) -> int:
         """Let rows join before the next step, numbered on from the rows there were; the first one's number.

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from rrtf_serve.engine.observer import Ending
 from rrtf_serve.engine.protocol import Delta
 
 
@@ -46,7 +47,10 @@ class Stream:
     the requests, DeadlineExceeded, Replaced.
     """
 
-    def __init__(self, rows: int, cancel: Callable[[int], None]) -> None:
+    # How long it waited for its batch, in seconds; None while it does.
+    queue_seconds: float | None = None
+
+    def __init__(self, rows: int, cancel: Callable[[int, Ending], None]) -> None:
         self.loop = asyncio.get_running_loop()
         self._open = set(range(rows))
         self._ready: list[Delta] = []
@@ -71,11 +75,14 @@ class Stream:
         deltas, self._ready = self._ready, []
         return deltas
 
-    def cancel(self, row: int | None = None) -> None:
-        """End one row or all; on the event loop only. They end for the reader at once, with "cancelled"."""
+    def cancel(self, row: int | None = None, how: Ending = "cancelled") -> None:
+        """End one row or all; on the event loop only. They end for the reader at once, with "cancelled".
+
+        how: what the scheduler's observer is told, such as "stop" where the reader has all that it wanted.
+        """
         for number in sorted(self._open) if row is None else [row]:
             if number in self._open:
-                self._cancel(number)
+                self._cancel(number, how)
                 self.push([Delta(number, None, "cancelled")])
 
     def call_at(self, deadline: float, function: Callable[[], None]) -> None:

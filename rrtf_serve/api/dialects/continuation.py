@@ -10,7 +10,7 @@ from starlette.requests import Request as HttpRequest
 
 from rrtf_serve.api.errors import FieldPath, invalid_value
 from rrtf_serve.api.generation import Job, room
-from rrtf_serve.api.infill import Infill, editor_of
+from rrtf_serve.api.infill import DEFAULT_MAX_TOKENS, Infill, editor_of, infill_job, marked
 from rrtf_serve.api.options import check_length, check_rows
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.engine.protocol import Sampling
@@ -30,15 +30,17 @@ async def continuation_job(
     stops: tuple[str, ...],
     copies: int = 1,
 ) -> Job:
-    """`asked`: as tokens_left. A prompt that the client made of the model's own fill-in-the-middle markers is
-    an editor's. Raises ApiError 400."""
+    """`asked`: as tokens_left. A prompt that the client made of fill-in-the-middle markers by itself is an
+    editor's, and is asked for as any other middle. Raises ApiError 400."""
     check_rows(settings, len(prompts), copies)
+    [first, *others] = prompts
+    around = marked(first) if isinstance(first, str) and not others else None
+    if around is not None and served.prompts.has_infill:
+        infill = Infill(*around, max_tokens=middle_tokens(served, asked), stops=stops)
+        editor = editor_of(request, dialect, infill)
+        return await infill_job(served, settings, infill, sampling, copies=copies, editor=editor)
     # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
     encoded = await asyncio.to_thread(_encode, served, prompts)
-    editor = None
-    if all(fills_middle(served, ids) for ids in encoded):
-        above = prompts[0] if isinstance(prompts[0], str) else ""
-        editor = editor_of(request, dialect, Infill(above, ""))
     return Job(
         encoded,
         copies,
@@ -46,8 +48,7 @@ async def continuation_job(
         sampling,
         served.prompts.completion_end_ids,
         stops,
-        interactive=editor is not None,
-        editor=editor,
+        interactive=all(_fills_middle(served, ids) for ids in encoded),
     )
 
 
@@ -83,8 +84,23 @@ def tokens_left(
     return room(context, prompt, None, wanted, path)
 
 
-def fills_middle(served: Served, ids: tuple[int, ...]) -> bool:
-    """Whether the prompt ends where a middle begins, in the way in which this model is asked for one."""
+def middle_tokens(served: Served, asked: int | None) -> int:
+    """How many tokens a middle may have. asked: None: what editors want; less than 0: all that fits."""
+    if asked is None:
+        return DEFAULT_MAX_TOKENS
+    return served.scheduler.capabilities.max_context if asked < 0 else asked
+
+
+def is_marked(served: Served, text: str) -> bool:
+    """Whether an editor made the prompt of fill-in-the-middle markers: any family's around the cursor, or
+    this model's with files of a repository before them."""
+    fim = served.prompts.family.fim
+    if fim is None or not served.prompts.has_infill:
+        return False
+    return marked(text) is not None or (fim.prefix in text and fim.middle in text)
+
+
+def _fills_middle(served: Served, ids: tuple[int, ...]) -> bool:
     fim = served.prompts.family.fim
     if fim is None or not served.prompts.has_infill:
         return False

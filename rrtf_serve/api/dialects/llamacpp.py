@@ -23,13 +23,13 @@ from rrtf_serve import __version__
 from rrtf_serve.api import openapi
 from rrtf_serve.api.body import read_json
 from rrtf_serve.api.dialects import llamacpp_fields as fields
-from rrtf_serve.api.dialects.continuation import continuation_job
+from rrtf_serve.api.dialects.continuation import continuation_job, middle_tokens
 from rrtf_serve.api.dialects.llamacpp_shape import ERROR, Ending, Shape, error_body
 from rrtf_serve.api.dialects.timed import TimedGeneration, Times
 from rrtf_serve.api.errors import SHAPES, ApiError, invalid_value
 from rrtf_serve.api.fields import Field, Parsed, Values, parse
 from rrtf_serve.api.generation import Job
-from rrtf_serve.api.infill import DEFAULT_MAX_TOKENS, Infill, Snippet, editor_of, infill_job
+from rrtf_serve.api.infill import Infill, Snippet, editor_of, infill_job
 from rrtf_serve.api.messages import read_messages
 from rrtf_serve.api.models import Models
 from rrtf_serve.api.options import check_length
@@ -148,9 +148,6 @@ async def _plan_infill(request: Request, served: Served, settings: ApiSettings, 
             "not_supported",
         )
     engine = served.scheduler.capabilities
-    asked: int | None = values["n_predict"]
-    if asked is None:
-        asked = DEFAULT_MAX_TOKENS
     infill = Infill(
         values["input_prefix"] + values["prompt"],
         values["input_suffix"],
@@ -159,7 +156,7 @@ async def _plan_infill(request: Request, served: Served, settings: ApiSettings, 
             Snippet(extra.get("filename") or "", extra.get("text") or "")
             for extra in reversed(values["input_extra"])
         ),
-        max_tokens=engine.max_context if asked < 0 else asked,
+        max_tokens=middle_tokens(served, values["n_predict"]),
         stops=values["stop"],
         first_token_seconds=fields.seconds(values["t_max_prompt_ms"]),
     )

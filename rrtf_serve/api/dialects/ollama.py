@@ -3,8 +3,8 @@
 POST /api/generate, /api/chat, /api/show; GET /api/tags, /api/ps, /api/version; HEAD /.
 https://github.com/ollama/ollama/blob/main/docs/api.md
 
-Not as there: a prompt that doesn't fit is refused, never cut without a word; a prompt in the model's own
-fill-in-the-middle markers is not put into a chat template, raw or not; no `context` is given back; models are
+Not as there: a prompt that doesn't fit is refused, never cut without a word; a prompt in
+fill-in-the-middle markers is asked for as a middle, raw or not; no `context` is given back; models are
 fetched and chosen on the command line alone.
 """
 
@@ -26,12 +26,12 @@ from rrtf_serve.api import openapi
 from rrtf_serve.api.body import read_json_of_program
 from rrtf_serve.api.dialects import ollama_fields as fields
 from rrtf_serve.api.dialects import ollama_models as listing
-from rrtf_serve.api.dialects.continuation import continuation_job, conversation_job
+from rrtf_serve.api.dialects.continuation import continuation_job, conversation_job, is_marked, middle_tokens
 from rrtf_serve.api.dialects.timed import TimedGeneration, Times
 from rrtf_serve.api.errors import SHAPES, ApiError
 from rrtf_serve.api.fields import Field, Parsed, Values, parse
 from rrtf_serve.api.generation import Job
-from rrtf_serve.api.infill import DEFAULT_MAX_TOKENS, Infill, editor_of, infill_job
+from rrtf_serve.api.infill import Infill, editor_of, infill_job
 from rrtf_serve.api.kinds import Schema
 from rrtf_serve.api.messages import read_messages
 from rrtf_serve.api.models import Models
@@ -39,6 +39,7 @@ from rrtf_serve.api.ndjson import MEDIA_TYPE, LinesEnding, line
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import Record
 from rrtf_serve.api.sse import ClientGone, EventStream, unless_gone
+from rrtf_serve.engine.protocol import NO_ENGINE
 from rrtf_serve.models.families import ChatFormat
 
 DIALECT = "ollama"
@@ -105,7 +106,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
         begun = time.monotonic()
         body = await read_json_of_program(request, settings.max_body_bytes)
         arrived = time.monotonic()
-        served = await listing.find_model(models, body.get("model"))
+        served = await models.open(listing.find_model(models, body.get("model")))
         loading = time.monotonic() - arrived
         engine = served.scheduler.capabilities
         parsed = parse(table, body, engine)
@@ -157,19 +158,19 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
             body = await read_json_of_program(request, settings.max_body_bytes)
         except ClientGone:
             return Response(status_code=_GONE)
-        served = await listing.find_model(models, body.get("model") or body.get("name"))
-        parse(fields.SHOW_FIELDS, body, served.scheduler.capabilities)
-        return _json(listing.show_record(served))
+        known = listing.find_model(models, body.get("model") or body.get("name"))
+        parse(fields.SHOW_FIELDS, body, NO_ENGINE)
+        return _json(listing.show_record(known))
 
     @app.get("/api/tags", responses=openapi.errors(401, schema=ERROR))
     async def tags() -> Record:
         """The served models, by names with tags."""
-        return {"models": [listing.tags_record(served) for served in models.all]}
+        return {"models": [listing.tags_record(known) for known in models.all]}
 
     @app.get("/api/ps", responses=openapi.errors(401, schema=ERROR))
     async def running() -> Record:
         """The models in memory."""
-        return {"models": [listing.running_record(served) for served in models.all]}
+        return {"models": [listing.running_record(served) for served in models.loaded]}
 
     @app.get("/api/version", responses=openapi.errors(401, schema=ERROR))
     async def version() -> Record:
@@ -211,7 +212,7 @@ async def _plan_generate(request: Request, settings: ApiSettings, asked: _Asked)
     prompt: str = values["prompt"]
     if values["suffix"]:
         return await _plan_infill(request, settings, asked)
-    if not values["raw"] and not _has_markers(served, prompt):
+    if not values["raw"] and not is_marked(served, prompt):
         system = [{"role": "system", "content": values["system"]}] if values["system"] else []
         if served.card.chat_template or served.prompts.family.chat in INSTRUCTED:
             return await conversation_job(
@@ -246,13 +247,10 @@ async def _plan_infill(request: Request, settings: ApiSettings, asked: _Asked) -
             "unsupported_parameter",
             path=("suffix",),
         )
-    wanted: int | None = options["num_predict"]
-    if wanted is None:
-        wanted = DEFAULT_MAX_TOKENS
     infill = Infill(
         values["prompt"],
         values["suffix"],
-        max_tokens=served.scheduler.capabilities.max_context if wanted < 0 else wanted,
+        max_tokens=middle_tokens(served, options["num_predict"]),
         stops=options["stop"],
     )
     return await infill_job(
@@ -284,12 +282,6 @@ async def _plan_chat(settings: ApiSettings, asked: _Asked) -> Job:
         stops=options["stop"],
         path=("messages",),
     )
-
-
-def _has_markers(served: Served, prompt: str) -> bool:
-    """Whether an editor made the prompt of the model's fill-in-the-middle markers."""
-    fim = served.prompts.family.fim
-    return fim is not None and served.prompts.has_infill and fim.prefix in prompt and fim.middle in prompt
 
 
 def _response(text: str) -> Record:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from rrtf_serve.api.errors import ApiError, missing
 from rrtf_serve.api.models import Models
-from rrtf_serve.api.settings import Served
+from rrtf_serve.api.settings import Known
 from rrtf_serve.api.shapes import Record
 from rrtf_serve.models import catalog
 from rrtf_serve.models.families import Fim
@@ -20,22 +20,22 @@ _QUANTIZATION = re.compile(r"-(q[2-8]_\w+|iq[1-4]_\w+|fp?16|bf16|fp?32)")
 _KEPT = timedelta(days=36_500)  # no model is unloaded for want of requests
 
 
-async def find_model(models: Models, name: object) -> Served:
+def find_model(models: Models, name: object) -> Known:
     """By name, as `resolve` reads it. Raises ApiError 400 without a name, 404."""
     if name is None or name == "":
         raise missing(("model",), "Give 'model', one of GET /api/tags.")
     if not isinstance(name, str):
-        return await models.get(name)  # the fields' own check says what is wrong
-    served = resolve(models.all, name)
-    if served is not None:
-        return await models.get(served.name)
+        return models.all[0]  # the fields' own check says what is wrong
+    found = resolve(models.all, name)
+    if found is not None:
+        return found
     known = ", ".join(f"'{listed_name(each)}'" for each in models.all)
     raise ApiError(
         404, f"model '{name[:200]}' not found; this server has {known}", "model_not_found", path=("model",)
     )
 
 
-def resolve(served: Sequence[Served], name: str) -> Served | None:
+def resolve(served: Sequence[Known], name: str) -> Known | None:
     """Which model Ollama's name means. In this order, upper and lower case alike:
 
     1. a served name or alias as it is;
@@ -61,7 +61,7 @@ def _plain(name: str) -> str:
     return _QUANTIZATION.sub("", name.rpartition("/")[2].removesuffix(_LATEST).replace(":", "-"))
 
 
-def listed_name(served: Served) -> str:
+def listed_name(served: Known) -> str:
     """With a tag, as every name of Ollama's has one: editors tell the family by what stands before it."""
     for name in (served.name, *served.aliases):
         if ":" in name and "/" not in name:
@@ -69,7 +69,7 @@ def listed_name(served: Served) -> str:
     return served.name + _LATEST
 
 
-def tags_record(served: Served) -> Record:
+def tags_record(served: Known) -> Record:
     name = listed_name(served)
     return {
         "name": name,
@@ -81,19 +81,19 @@ def tags_record(served: Served) -> Record:
     }
 
 
-def running_record(served: Served) -> Record:
+def running_record(served: Known) -> Record:
     record = tags_record(served)
     del record["modified_at"]
     return record | {
         "expires_at": timestamp(datetime.now(UTC) + _KEPT),
         "size_vram": 0,
-        "context_length": served.scheduler.capabilities.max_context,
+        "context_length": served.context,
     }
 
 
-def show_record(served: Served) -> Record:
+def show_record(served: Known) -> Record:
     card = served.card
-    context = served.scheduler.capabilities.max_context
+    context = served.context
     architecture = card.architecture or "unknown"
     known = catalog.find(card.name)
     ends = [f"stop {json.dumps(end, ensure_ascii=False)}" for end in card.end_tokens]
@@ -114,7 +114,7 @@ def show_record(served: Served) -> Record:
     }
 
 
-def details(served: Served) -> Record:
+def details(served: Known) -> Record:
     card = served.card
     known = catalog.find(card.name)
     return {
@@ -131,7 +131,7 @@ def _parameter_size(parameters: int) -> str:
     return f"{parameters / 1e9:.1f}B" if parameters >= 10**9 else f"{parameters / 1e6:.2f}M"
 
 
-def _template(served: Served) -> str:
+def _template(served: Known) -> str:
     """In Go's template language. Editors look for `.Suffix` in it, and none runs it: the server does that."""
     fim = served.prompts.family.fim
     if fim is None or not served.prompts.has_infill:
@@ -145,12 +145,12 @@ def _infill_template(fim: Fim) -> str:
     return f"{fim.prefix}{{{{ .Prompt }}}}{fim.suffix}{{{{ .Suffix }}}}{fim.middle}"
 
 
-def _digest(served: Served) -> str:
+def _digest(served: Known) -> str:
     """64 hex digits that stay the same as long as the model does."""
     return hashlib.sha256(json.dumps(served.card.public(), sort_keys=True).encode()).hexdigest()
 
 
-def _time(served: Served) -> str:
+def _time(served: Known) -> str:
     return timestamp(datetime.fromtimestamp(served.created, UTC))
 
 

@@ -34,7 +34,7 @@ from rrtf_serve.api.models import Models
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import Record
 from rrtf_serve.api.sse import ClientGone, OpenAiEnding, event
-from rrtf_serve.engine.protocol import Sampling
+from rrtf_serve.engine.protocol import NO_ENGINE, Sampling
 
 MAX_TOKENS = 64  # as Tabby's own server; an agent names no limit
 EVENTS = ("view", "select", "dismiss")
@@ -97,7 +97,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
             body = await read_json(request, settings.max_body_bytes)
         except ClientGone:
             return Response(status_code=499)
-        values = parse(_EVENT_FIELDS, body, models.all[0].scheduler.capabilities).values
+        values = parse(_EVENT_FIELDS, body, NO_ENGINE).values
         # A client's own words must not become names of figures.
         seen.editor_events.labels(values["type"] if values["type"] in EVENTS else "other").inc()
         return Response()

@@ -41,7 +41,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
     SHAPES.update(dict.fromkeys(("/generate", "/info"), error_body))
 
     async def find(_request: Request, _body: Body) -> Served:
-        return models.all[0] if len(models.all) == 1 else await models.get(None)
+        return await models.get(None)
 
     for path, stream in (("/generate", False), ("/generate_stream", True)):
 
@@ -69,7 +69,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
     @app.get("/info", responses=openapi.errors(401, schema=ERROR))
     async def info() -> Record:
         """The model and the limits that hold for it."""
-        return _info(models.all[0], settings)
+        return _info(await models.get(None), settings)
 
 
 async def plan_generate(

@@ -2,7 +2,8 @@
 
 A row that enters is read in (prefill) in pieces. While others decode, at most GAP_TOKENS are read between two
 of their steps. Rows with the same prompt and owner are read once; what a slot holds of a prompt is not read
-again (see `shelf`).
+again (see `shelf`). Interactive rows are read in before long ones, in the midst of their prompts if need be,
+and have a share of the batch (see `load.Share`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rrtf_serve.engine.checks import check_request
+from rrtf_serve.engine.load import Share
 from rrtf_serve.engine.protocol import Capabilities, Delta, EngineError, Request, RowsFailed
 from rrtf_serve.engine.torch.choice import choose, logprobs
 from rrtf_serve.engine.torch.opening import AnyDecoder
@@ -69,7 +71,7 @@ class Loaded:
 
 
 class TorchBatch:
-    """`admit`, `step` and `close` belong to one thread, `cancel` and `stop` to any."""
+    """`admit`, `step`, `move` and `close` belong to one thread, `cancel` and `stop` to any."""
 
     def __init__(self, loaded: Loaded, limits: Capabilities) -> None:
         self._loaded = loaded
@@ -77,7 +79,7 @@ class TorchBatch:
         self._next = 0  # number of the next row
         self._rows: dict[int, Row] = {}  # that have not ended
         self._waiting: deque[Row] = deque()
-        self._reading: Row | None = None
+        self._reading: list[Row] = []  # one of each kind at most
         self._active: list[Row] = []
         self._gap = 0  # prompt tokens that may be read before the next decode step
         self._failed: RowsFailed | None = None  # of the last pass, to be told of
@@ -98,18 +100,21 @@ class TorchBatch:
         self._next += len(requests)
         return first
 
-    @torch.inference_mode()
     def step(self) -> list[Delta]:
-        while True:
-            if self._failed is not None:
-                failed, self._failed = self._failed, None
-                raise failed
-            deltas = self._let_go()
-            if deltas or not self._rows:
-                return deltas
-            deltas = self._move()
-            if deltas:
-                return deltas
+        while (deltas := self.move()) is None:
+            pass
+        return deltas
+
+    @torch.inference_mode()
+    def move(self) -> list[Delta] | None:
+        """See AdmittingBatch.move."""
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
+        deltas = self._let_go()
+        if deltas or not self._rows:
+            return deltas
+        return self._read_or_decode() or None
 
     def cancel(self, row: int) -> None:
         found = self._rows.get(row)
@@ -132,20 +137,30 @@ class TorchBatch:
         self._leave(gone)
         return [Delta(row.number, None, "cancelled") for row in gone]
 
-    def _move(self) -> list[Delta]:
-        if self._reading is None and self._waiting and self._fits(self._waiting[0]):
-            self._reading = self._waiting.popleft()
-        if self._reading is None or (self._active and self._gap <= 0):
+    def _read_or_decode(self) -> list[Delta]:
+        row = self._next_to_read()
+        if row is None or (self._active and self._gap <= 0):
             return self._decode()
-        return self._read(self._reading)
+        return self._read(row)
+
+    def _next_to_read(self) -> Row | None:
+        kinds: tuple[bool | None, ...] = (True, False) if self._limits.interactive_rows else (None,)
+        for kind in kinds:
+            row = next((each for each in self._reading if kind in (None, each.interactive)), None)
+            if row is not None:
+                return row
+            row = next((each for each in self._waiting if kind in (None, each.interactive)), None)
+            if row is not None and self._fits(row):
+                self._waiting.remove(row)
+                self._reading.append(row)
+                return row
+        return None
 
     def _fits(self, row: Row) -> bool:
         """Whether a row that waits can enter now. The first of all always can."""
-        inside = [*self._active, self._reading] if self._reading is not None else self._active
-        if len(inside) >= self._limits.max_batch:
-            return False
-        needed = row.needs + sum(each.needs for each in inside)
-        return not inside or needed <= self._limits.max_batch_tokens
+        share = Share(self._limits, ((each.interactive, each.needs) for each in self._reading + self._active))
+        long_waits = any(not each.interactive for each in self._waiting)
+        return share.admits(row.interactive, [row.needs], long_waits=long_waits)
 
     def _read(self, row: Row) -> list[Delta]:
         """Read in a piece of a row's prompt; after the last it decodes."""
@@ -166,7 +181,7 @@ class TorchBatch:
             self._gap -= max(len(piece), _PASS_TOKENS)
             if row.read < len(row.prompt):
                 return []
-            self._reading = None
+            self._reading.remove(row)
             self._active.append(row)
             entered = [row, *self._twins(row, row.slot, shelf)]
         return self._advance(entered, logits.expand(len(entered), -1))
@@ -262,8 +277,7 @@ class TorchBatch:
             self._rows.pop(number, None)
         self._waiting = deque(row for row in self._waiting if row.number not in gone)
         self._active = [row for row in self._active if row.number not in gone]
-        if self._reading is not None and self._reading.number in gone:
-            self._reading = None
+        self._reading = [row for row in self._reading if row.number not in gone]
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -23,7 +23,7 @@ import torch
 
 from rrtf_serve.engine.checks import check_ids
 from rrtf_serve.engine.cores import available_cores
-from rrtf_serve.engine.protocol import Capabilities, EngineError, Request, TokenLogprob
+from rrtf_serve.engine.protocol import BATCH_TOKENS, Capabilities, EngineError, Request, TokenLogprob
 from rrtf_serve.engine.torch import DTYPES, OUTPUT_BITS
 from rrtf_serve.engine.torch.batch import GAP_TOKENS, NOT_FINITE, Loaded, TorchBatch
 from rrtf_serve.engine.torch.checkpoint import pick_device
@@ -35,6 +35,8 @@ MAX_LOGPROBS = 20
 # What is kept for reuse unless it is said: as many tokens as take this much memory, and no more than these.
 KV_CACHE_BYTES = 512 * 2**20
 KV_CACHE_TOKENS = 16_384
+# One part in so many of a batch's rows and tokens is kept for interactive rows.
+INTERACTIVE_SHARE = 4
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +112,8 @@ class TorchEngine:
         # Every row of a full batch has a slot, and as many are left to keep.
         self._loaded = Loaded(decoder, Shelf(slots, max_kept=kept, max_slots=2 * max_batch + 8))
         weakref.finalize(self, self._loaded.let_go).atexit = False
+        batch_tokens = max(BATCH_TOKENS, context_length)
+        interactive_rows = max_batch // INTERACTIVE_SHARE
         self._capabilities = Capabilities(
             max_context=context_length,
             max_batch=max_batch,
@@ -122,6 +126,9 @@ class TorchEngine:
             admission=True,
             mixed_sampling=True,
             independent_rows=decoder.independent_rows,
+            max_batch_tokens=batch_tokens,
+            interactive_rows=interactive_rows,
+            interactive_tokens=batch_tokens // INTERACTIVE_SHARE if interactive_rows else 0,
         )
 
     @property

@@ -20,6 +20,7 @@ class Row:
     least: int  # tokens that it must still make before an end token counts
     generator: torch.Generator | None  # None: no chance is involved
     owner: str | None = None
+    interactive: bool = False
     slot: int | None = None  # None: it waits
     read: int = 0  # tokens of the prompt that its slot holds
     made: list[int] = field(default_factory=list)
@@ -61,6 +62,7 @@ def new_row(number: int, request: Request, *, context: int, vocabulary: int) -> 
         least=min(max(request.min_tokens, 0), left) if end_ids else 0,
         generator=_generator(request.sampling),
         owner=request.owner,
+        interactive=request.interactive,
     )
 
 

@@ -1,0 +1,220 @@
+"""Several models behind one port: loaded when they are asked for, unloaded when memory is short.
+
+    roster = Roster(known, load, Residence())
+    models = Models(roster.known, roster)
+    ...
+    await roster.close(drain_seconds)
+
+The first is loaded before the server answers, the others at their first request. A model is unloaded only
+while nothing of it waits or runs, the one that was asked for longest ago first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from rrtf_serve.api.errors import ApiError
+from rrtf_serve.api.settings import Known, Served
+from rrtf_serve.engine.protocol import Engine
+from rrtf_serve.memory import available_memory
+from rrtf_serve.models.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+# What a model takes beside its weights while it works: keys, values and activations of a full batch.
+WORK_SHARE = 0.25
+WORK_BYTES = 256 * 2**20
+# Between asking for a model and handing in its job a request reads and encodes what it was sent.
+JUST_ASKED_SECONDS = 5.0
+WAIT_SECONDS = 30.0  # for a model that works to become idle, so that another fits
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model in memory."""
+
+    served: Served
+    engine: Engine
+
+
+@dataclass(frozen=True)
+class Residence:
+    """How many models may be in memory at once (None: as many as fit), and after how many seconds without a
+    request one is unloaded (0: never). reserve: bytes that are left free. Raises ValueError naming the flag.
+    """
+
+    most: int | None = None
+    idle_seconds: float = 0.0
+    reserve: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        if self.most is not None and self.most < 1:
+            raise ValueError(f"--max-loaded must be at least 1, not {self.most}")
+        if not 0 <= self.idle_seconds < float("inf"):
+            raise ValueError(f"--unload-after must be 0 (never) or more, not {self.idle_seconds}")
+
+
+@dataclass(eq=False)
+class _Place:
+    known: Known
+    opened: Opened | None = None
+    asked: float = field(default_factory=time.monotonic)  # when it was last
+
+    @property
+    def idle(self) -> bool:
+        assert self.opened is not None
+        scheduler = self.opened.served.scheduler
+        quiet = time.monotonic() - self.asked > JUST_ASKED_SECONDS
+        return quiet and not scheduler.rows_running and not scheduler.queue_depth
+
+    @property
+    def bytes(self) -> int:
+        """What it takes once it is loaded, by a rule of thumb."""
+        weights = self.known.card.size_bytes
+        return weights + max(WORK_BYTES, int(WORK_SHARE * weights))
+
+
+class Roster:
+    """load: makes a model's engine and scheduler, in a thread; raises ModelError, ValueError. opened: by
+    name, those that are loaded already. free: bytes of memory that are available, None where nobody knows:
+    then only `most` limits."""
+
+    def __init__(
+        self,
+        known: Sequence[Known],
+        load: Callable[[Known], Opened],
+        residence: Residence,
+        opened: Mapping[str, Opened] = MappingProxyType({}),
+        free: Callable[[], int | None] = available_memory,
+    ) -> None:
+        self.known = list(known)
+        self._places = {each.name: _Place(each, opened.get(each.name)) for each in known}
+        self._load = load
+        self._residence = residence
+        self._free = free
+        self._changing = asyncio.Lock()  # one load or unload at a time
+        self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def rows_running(self) -> int:
+        return sum(each.scheduler.rows_running for each in self.loaded)
+
+    @property
+    def queue_depth(self) -> int:
+        return sum(each.scheduler.queue_depth for each in self.loaded)
+
+    @property
+    def loaded(self) -> list[Served]:
+        return [each.opened.served for each in self._places.values() if each.opened is not None]
+
+    async def open(self, known: Known) -> Served:
+        """Raises ApiError 503 where there is no room, or where it can't be loaded."""
+        place = self._places[known.name]
+        place.asked = time.monotonic()
+        if place.opened is None:
+            async with self._changing:
+                if place.opened is None:
+                    await self._make_room(place)
+                    place.opened = await self._opened(place)
+                    place.asked = time.monotonic()
+        return place.opened.served
+
+    async def _opened(self, place: _Place) -> Opened:
+        name = place.known.name
+        if self._closed:
+            raise _not_now(f"The server is shutting down; '{name}' is not loaded any more.", 5)
+        began = time.monotonic()
+        # Not cancelled with the request that asked: others may wait for the same model by then.
+        task = asyncio.ensure_future(asyncio.to_thread(self._load, place.known))
+        try:
+            opened = await asyncio.shield(task)
+        except (ModelError, ValueError, MemoryError, OSError) as error:
+            log.error("%s can't be loaded: %s", name, error)
+            raise _not_now(
+                f"The model '{name}' can't be loaded here; the server's log says why.", 60
+            ) from error
+        except asyncio.CancelledError:
+            # The lock is held until it is done: two models must not be loaded at once.
+            place.opened = await task
+            raise
+        log.info("%s loaded in %.1f s", name, time.monotonic() - began)
+        return opened
+
+    async def _make_room(self, place: _Place) -> None:
+        """Unload others until this one fits. Raises ApiError 503."""
+        end = time.monotonic() + WAIT_SECONDS
+        while why := self._lacking(place):
+            idle = [each for each in self._places.values() if each.opened is not None and each.idle]
+            if idle:
+                await self._unload(min(idle, key=lambda each: each.asked))
+            elif not self.loaded or time.monotonic() > end:
+                log.error("%s can't be loaded: %s", place.known.name, why)
+                raise _not_now(f"The model '{place.known.name}' can't be loaded now: {why}.", 10)
+            else:
+                await asyncio.sleep(POLL_SECONDS)
+
+    def _lacking(self, place: _Place) -> str:
+        """Why the model doesn't fit beside those that are loaded; "" where it does."""
+        most = self._residence.most
+        if most is not None and len(self.loaded) >= most:
+            return f"{len(self.loaded)} are loaded and at work, and --max-loaded is {most}"
+        free = self._free()
+        needed = place.bytes + self._residence.reserve
+        if free is not None and needed > free:
+            return f"it needs about {needed >> 20} MiB of memory, and {free >> 20} MiB are free"
+        return ""
+
+    async def _unload(self, place: _Place) -> None:
+        opened, place.opened = place.opened, None
+        assert opened is not None
+        await opened.served.scheduler.close(0)
+        await asyncio.to_thread(opened.engine.close)
+        log.info("%s unloaded", place.known.name)
+
+    def start(self) -> None:
+        """Begin to unload what nobody asks for; on the event loop."""
+        if self._residence.idle_seconds:
+            self._sweeper = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        idle_seconds = self._residence.idle_seconds
+        while True:
+            await asyncio.sleep(max(POLL_SECONDS, min(idle_seconds / 4, 60.0)))
+            async with self._changing:
+                limit = time.monotonic() - max(idle_seconds, JUST_ASKED_SECONDS)
+                for place in self._places.values():
+                    if place.opened is not None and place.asked < limit and place.idle:
+                        await self._unload(place)
+
+    async def close(self, drain_seconds: float) -> None:
+        """Accept nothing more, give accepted work its time, and free every model. Idempotent."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        async with asyncio.TaskGroup() as group:
+            for served in self.loaded:
+                group.create_task(served.scheduler.close(drain_seconds))
+
+    async def release(self) -> None:
+        """After `close`: free the memory. Idempotent."""
+        async with self._changing:
+            for place in self._places.values():
+                if place.opened is not None:
+                    await self._unload(place)
+
+
+def _not_now(message: str, retry_seconds: int) -> ApiError:
+    return ApiError(
+        503,
+        message,
+        "model_not_loaded",
+        type="service_unavailable_error",
+        headers={"retry-after": str(retry_seconds)},
+    )
