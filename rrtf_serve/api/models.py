@@ -52,8 +52,8 @@ class Models:
 
     async def get(self, name: object) -> Served:
         """Raises ApiError 404, and 503 where it can't be loaded. What isn't a string is left to the checks of
-        the endpoint's fields."""
-        return await self.open(self.find(name) if isinstance(name, str) else self._known[0])
+        the endpoint's fields; some editors send an empty one where none is set."""
+        return await self.open(self.find(name) if isinstance(name, str) and name else self._known[0])
 
     def find(self, name: str) -> Known:
         """By name or alias, loaded or not. Raises ApiError 404."""
