@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 
 from benchmarks.load_asks import CHAT, Ask
+from rrtf_serve.api.app import INTERACTIVE
 
 TIMEOUT_S = 600.0
 LONGEST_WAIT_S = 30.0  # of one Retry-After; a server may be wrong about how long it takes
@@ -78,7 +79,8 @@ async def send(http: httpx2.AsyncClient, ask: Ask, name: str, *, ids: bool = Tru
 
 async def _try(http: httpx2.AsyncClient, ask: Ask, name: str, reply: Reply, *, ids: bool) -> float | None:
     """None: done. Else seconds to wait before the next try."""
-    async with http.stream("POST", ask.path, json=ask.body, headers={"x-request-id": name}) as response:
+    headers = {"x-request-id": name} | ({INTERACTIVE: "true"} if ask.interactive else {})
+    async with http.stream("POST", ask.path, json=ask.body, headers=headers) as response:
         if response.status_code == 429:
             return _wait_s(response.headers.get("retry-after"), reply)
         if ids and response.headers.get("x-request-id") != name:
