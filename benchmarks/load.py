@@ -109,7 +109,7 @@ async def answer_all(
 
             async def one_client() -> None:
                 for number, ask in left:
-                    replies[number] = await send(http, ask, f"{word}-{number}", ids=target.ours)
+                    replies[number] = await send(http, ask, f"{word}-{number}", strict=target.ours)
                     bar.update()
 
             started = time.perf_counter()

@@ -33,6 +33,7 @@ class Ask:
     path: str
     body: dict[str, Any]
     leave_after: int | None = None
+    interactive: bool = False  # sent as an editor's: the server keeps it short and lets it pass long ones
 
     @property
     def greedy(self) -> bool:
@@ -46,12 +47,12 @@ class Ask:
     def question(self) -> str:
         """Equal for asks whose greedy answers must be equal: however they are sent, whoever leaves."""
         asked = {name: value for name, value in self.body.items() if name not in ("stream", "stream_options")}
-        return json.dumps([self.path, asked], sort_keys=True)
+        return json.dumps([self.path, self.interactive, asked], sort_keys=True)
 
     def alone(self) -> Ask:
         """The same question as one that stays and gets its answer whole."""
         body = {name: self.body[name] for name in self.body if name not in ("stream", "stream_options")}
-        return Ask(self.kind, self.path, body)
+        return Ask(self.kind, self.path, body, interactive=self.interactive)
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,15 @@ def _chat(all_stubs: list[Stub], at: int) -> tuple[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Kind:
-    """How often it is asked, what, with which options; leave: asked in a stream that the client leaves."""
+    """How often it is asked, what, with which options; leave: asked in a stream that the client leaves;
+    interactive: as an editor asks."""
 
     share: int
     make: Maker
     options: dict[str, Any]
     plain: bool = True
     leave: bool = False
+    interactive: bool = False
 
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
@@ -114,6 +117,8 @@ KINDS = {
     "completion, sampled, echo": Kind(2, _short, {**SAMPLED, "echo": True}, plain=False),
     "completion, 3 choices": Kind(2, _short, {**SAMPLED, "n": 3}, plain=False),
     "completion, 2 choices, greedy, streamed": Kind(1, _short, {**GREEDY, **STREAM, "n": 2}, plain=False),
+    "editor": Kind(2, _short, GREEDY, plain=False, interactive=True),
+    "editor, streamed": Kind(3, _short, {**GREEDY, **STREAM}, plain=False, interactive=True),
     "infill": Kind(4, _infill, GREEDY, plain=False),
     "infill, streamed": Kind(4, _infill, {**GREEDY, **STREAM}, plain=False),
     "infill, left": Kind(2, _infill, {**GREEDY, **STREAM, "max_tokens": 128}, plain=False, leave=True),
@@ -146,4 +151,4 @@ def asks(count: int, *, mix: str, seed: int, infill: bool, model: str) -> list[A
 def _ask(name: str, kind: Kind, all_stubs: list[Stub], drawn: random.Random, model: str) -> Ask:
     path, body = kind.make(all_stubs, drawn.randrange(len(all_stubs)))
     leave_after = drawn.randrange(1, 8) if kind.leave else None
-    return Ask(name, path, {"model": model, **body, **kind.options}, leave_after)
+    return Ask(name, path, {"model": model, **body, **kind.options}, leave_after, kind.interactive)

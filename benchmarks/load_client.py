@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 
 from benchmarks.load_asks import CHAT, Ask
+from rrtf_serve.api.app import INTERACTIVE
 
 TIMEOUT_S = 600.0
 LONGEST_WAIT_S = 30.0  # of one Retry-After; a server may be wrong about how long it takes
@@ -55,13 +56,14 @@ def client(address: str, key: str | None, connections: int) -> httpx2.AsyncClien
     )
 
 
-async def send(http: httpx2.AsyncClient, ask: Ask, name: str, *, ids: bool = True) -> Reply:
-    """name: the request's own id. ids: whether the server must send it back, as ours does."""
+async def send(http: httpx2.AsyncClient, ask: Ask, name: str, *, strict: bool = True) -> Reply:
+    """name: the request's own id. strict: what ours does is asked of it: the request's id
+    comes back, a stream ends with [DONE]."""
     reply = Reply(ask)
     while True:
         reply.started = time.perf_counter()
         try:
-            wait_s = await _try(http, ask, name, reply, ids=ids)
+            wait_s = await _try(http, ask, name, reply, strict=strict)
         except httpx2.HTTPError as error:
             reply.faults.append(f"{type(error).__name__}: {error}")
             wait_s = None
@@ -76,18 +78,21 @@ async def send(http: httpx2.AsyncClient, ask: Ask, name: str, *, ids: bool = Tru
     return reply
 
 
-async def _try(http: httpx2.AsyncClient, ask: Ask, name: str, reply: Reply, *, ids: bool) -> float | None:
+async def _try(http: httpx2.AsyncClient, ask: Ask, name: str, reply: Reply, *, strict: bool) -> float | None:
     """None: done. Else seconds to wait before the next try."""
-    async with http.stream("POST", ask.path, json=ask.body, headers={"x-request-id": name}) as response:
+    headers = {INTERACTIVE: "true"} if ask.interactive else {}
+    if strict:  # not to others: llama-cpp-python's server takes UUIDs alone
+        headers["x-request-id"] = name
+    async with http.stream("POST", ask.path, json=ask.body, headers=headers) as response:
         if response.status_code == 429:
             return _wait_s(response.headers.get("retry-after"), reply)
-        if ids and response.headers.get("x-request-id") != name:
+        if strict and response.headers.get("x-request-id") != name:
             reply.faults.append(f"x-request-id is {response.headers.get('x-request-id')!r}, not ours")
         if response.status_code != 200:
             text = (await response.aread()).decode(errors="replace")
             reply.faults.append(f"status {response.status_code}: {text[:300]}")
         elif ask.streamed:
-            await _read_stream(response, reply)
+            await _read_stream(response, reply, strict=strict)
         else:
             _read_whole(json.loads(await response.aread()), reply)
     return None
@@ -114,7 +119,7 @@ def _read_whole(record: Mapping[str, Any], reply: Reply) -> None:
     _check_ends(reply)
 
 
-async def _read_stream(response: httpx2.Response, reply: Reply) -> None:
+async def _read_stream(response: httpx2.Response, reply: Reply, *, strict: bool) -> None:
     done = False
     usage: Mapping[str, Any] | None = None
     async for data in events(response):
@@ -136,7 +141,7 @@ async def _read_stream(response: httpx2.Response, reply: Reply) -> None:
     if usage is not None:
         reply.prompt_tokens, reply.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
     if not reply.left:
-        if not done:
+        if strict and not done:  # `transformers serve` sends none
             reply.faults.append("the stream ended without [DONE]")
         _check_ends(reply)
 

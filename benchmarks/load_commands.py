@@ -33,7 +33,9 @@ examples:
 examples:
   rrtf-bench load-peers --model qwen2.5-coder-0.5b-instruct --serve-flags "--threads 2" \\
       --peer llama-cpp-python http://127.0.0.1:8100 \\
-      "./llama-venv/bin/python -m llama_cpp.server --model qwen-q8_0.gguf --n_threads 2 --port 8100"
+      "./llama-venv/bin/python -m llama_cpp.server --model qwen.gguf --interrupt_requests false --port 8100"
+  rrtf-bench load-peers --peer transformers=/models/qwen-hf http://127.0.0.1:8200 \\
+      "./peer-venv/bin/transformers serve --port 8200 /models/qwen-hf"
   rrtf-bench load-peers --peer other http://127.0.0.1:9000 ""        a server that runs already
 """,
     "soak": """\
@@ -112,8 +114,10 @@ def _add_peers(command: Any) -> None:
     one = _made(command, "load-peers", "the same load on other servers, in turns with ours", _peers)
     _add_own(one)
     one.add_argument(
-        "--peer", dest="peers", action="append", nargs=3, default=[], metavar=("NAME", "URL", "COMMAND"),
-        help='how it is called, where it answers, what starts it ("": it runs already); repeatable',
+        "--peer", dest="peers", action="append", nargs=3, default=[],
+        metavar=("NAME[=MODEL]", "URL", "COMMAND"),
+        help="how it is called (and the model that requests name, if not the first that it lists), where it "
+        'answers, what starts it ("": it runs already); repeatable',
     )  # fmt: skip
     texts = {"clients": "at once", "requests": "in a round", "rounds": "in turns", "seed": "of what is asked"}
     _add_numbers(one, PeersConfig, texts)
@@ -189,12 +193,17 @@ def _ratio(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _peers(arguments: argparse.Namespace) -> dict[str, Any]:
-    arguments.peers = tuple(Peer(name, url.rstrip("/"), command) for name, url, command in arguments.peers)
+    arguments.peers = tuple(_peer(*given) for given in arguments.peers)
     config = _config(PeersConfig, arguments)
     report = load_peers(config)
     if arguments.json:
         return report
     return {**report["sides"], "report": str(config.output / "load-peers.md"), "ok": report["ok"]}
+
+
+def _peer(name: str, url: str, command: str) -> Peer:
+    called, _, model = name.partition("=")
+    return Peer(called, url.rstrip("/"), command, model)
 
 
 def _soak(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Peer:
     name: str
     address: str
     command: str  # empty: it runs already
+    model: str = ""  # the name that requests carry; empty: the first that it lists
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,11 @@ def load_peers(config: PeersConfig) -> dict[str, Any]:
     with ExitStack() as stack:
         targets = {OURS: stack.enter_context(own_target(config.model, config.serve_flags))}
         for peer in config.peers:
-            made = peer_target(peer.address, peer.command) if peer.command else None
-            targets[peer.name] = stack.enter_context(made) if made else described(peer.address, ours=False)
+            if peer.command:
+                target = stack.enter_context(peer_target(peer.address, peer.command))
+            else:
+                target = described(peer.address, ours=False)
+            targets[peer.name] = replace(target, model=peer.model or target.model)
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
         errors: dict[str, list[str]] = {name: [] for name in targets}
         for number in range(config.rounds):

@@ -71,15 +71,17 @@ def peer_target(address: str, command: str) -> Iterator[Target]:
 def described(address: str, *, pid: int | None = None, key: str | None = None, ours: bool = True) -> Target:
     """What the server says of itself under /v1/models: its first model, and whether that fills in the middle.
 
-    Raises RuntimeError on any other answer, ConnectionError where nobody answers."""
+    Raises RuntimeError where ours gives another answer, ConnectionError where nobody answers."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         answer = httpx2.get(f"{address}/v1/models", headers=headers, trust_env=False, timeout=60)
     except httpx2.TransportError as error:
         raise ConnectionError(f"{address}/v1/models: {error}") from error
-    if answer.status_code != 200:
+    if answer.status_code != 200 and ours:
         raise RuntimeError(f"{address}/v1/models: {answer.status_code} {answer.text[:300]}")
-    first: dict[str, Any] = answer.json()["data"][0]
+    # `transformers serve` lists the hub's cache, where it has one, and not the folder that it was given.
+    listed = answer.json()["data"] if answer.status_code == 200 else []
+    first: dict[str, Any] = listed[0] if listed else {"id": "any"}
     return Target(address, first["id"], bool(first.get("infill")), pid, key, ours)
 
 

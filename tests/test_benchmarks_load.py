@@ -154,7 +154,7 @@ def test_what_is_right_passes() -> None:
 
 
 @contextmanager
-def scripted(answer: bytes) -> Iterator[Callable[[Ask], Awaitable[Reply]]]:
+def scripted(answer: bytes, *, strict: bool = True) -> Iterator[Callable[[Ask], Awaitable[Reply]]]:
     """Sends one request to a server that says just this."""
 
     async def one(ask: Ask) -> Reply:
@@ -167,7 +167,7 @@ def scripted(answer: bytes) -> Iterator[Callable[[Ask], Awaitable[Reply]]]:
         server = await asyncio.start_server(respond, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()[:2]
         async with server, client(f"http://{host}:{port}", None, 1) as http:
-            return await send(http, ask, "name", ids=False)
+            return await send(http, ask, "name", strict=strict)
 
     yield one
 
@@ -204,11 +204,16 @@ def test_a_bad_answer_is_told(answer: bytes, fault: str) -> None:
     assert any(fault in each for each in found.faults), found.faults
 
 
+def test_a_peer_may_end_a_stream_without_done() -> None:
+    with scripted(stream_of(event("a"), event("", "stop")), strict=False) as one:
+        assert asyncio.run(one(STREAMED)).faults == []
+
+
 def test_a_line_separator_does_not_end_an_event() -> None:
     record = json.dumps(
         {"id": "1", "choices": [{"index": 0, "text": "\u2028a", "finish_reason": "stop"}]}, ensure_ascii=False
     )
-    with scripted(stream_of(record, "[DONE]")) as one:
+    with scripted(stream_of(record, "[DONE]"), strict=False) as one:
         found = asyncio.run(one(STREAMED))
     assert found.faults == []
     assert found.texts == {0: "\u2028a"}
