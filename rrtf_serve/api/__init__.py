@@ -10,8 +10,8 @@ generation   from a plan to pieces of text;  shapes  their JSON;  answer, sse  H
 models       which model answers;  listing  the model list
 openapi      what /openapi.json says
 probes       /health, /ready, /metrics;  metrics  figures for Prometheus;  log  a line for each request
-
-dialects     other servers' routes over the same plans
+infill       a job from what stands around an editor's cursor;  trimming, scanner  where its answer ends
+dialects     other servers' routes over the same plans;  ndjson  answers as lines of JSON
 
 A request goes body -> fields -> completions or chat -> generation -> shapes -> answer. May import `engine`
 and `models`; imported by `main`.
