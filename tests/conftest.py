@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from live import LiveServer, rrtf_serve
+from fake_engine import SPECIALS
+from live import LiveServer, Running, Say, rrtf_serve
 
+from rrtf_serve.engine.ticket import Ticket
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.source import Source
 from rrtf_serve.models.store import Store
@@ -48,3 +51,32 @@ def live_qwen() -> Iterator[LiveServer]:
     """`rrtf-serve` on the default model, for `slow` tests."""
     with rrtf_serve("qwen2.5-coder-0.5b-instruct") as server:
         yield server
+
+
+@pytest.fixture
+def said(server: Running) -> Iterator[Say]:
+    """The file's own server, whose model says what it is told to, whatever the prompt, and then ends."""
+    before = server.engine.script
+    end = 256 + SPECIALS.index("<|endoftext|>")
+
+    def say(text: str, *, then_end: bool = True) -> Running:
+        script = [*text.encode(), *([end] if then_end else [])]
+        server.engine.script = lambda prompt: script
+        return server
+
+    yield say
+    server.engine.script = before
+
+
+@pytest.fixture
+def tickets(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Ticket]:
+    """Of what is submitted to the file's own server, which the scheduler still gets."""
+    seen: list[Ticket] = []
+    submit = server.scheduler.submit
+
+    def watched(requests: Any, ticket: Ticket) -> Any:
+        seen.append(ticket)
+        return submit(requests, ticket)
+
+    monkeypatch.setattr(server.scheduler, "submit", watched)
+    return seen

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,6 +38,10 @@ class Running:
     engine: FakeEngine
     scheduler: Scheduler
     served: Served
+
+
+# Makes a server's model say a text, whatever the prompt, and then end, unless told `then_end=False`.
+Say = Callable[..., Running]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fake_engine import SPECIALS, FakeEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from json_values import JSON
-from live import Running, serving
+from live import Running, Say, serving
 from tiny_ct2 import write_llama
 
 from rrtf_serve.api.app import ApiSettings
@@ -128,37 +128,6 @@ TABBY_SERVER: dict[str, Any] = {
 def server() -> Iterator[Running]:
     with serving() as running:
         yield running
-
-
-Say = Callable[..., Running]
-
-
-@pytest.fixture
-def said(server: Running) -> Iterator[Say]:
-    """The server, whose model says what it is told to, whatever the prompt, and then ends."""
-    before = server.engine.script
-
-    def say(text: str, *, then_end: bool = True) -> Running:
-        script = [*text.encode(), *([END] if then_end else [])]
-        server.engine.script = lambda prompt: script
-        return server
-
-    yield say
-    server.engine.script = before
-
-
-@pytest.fixture
-def tickets(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Ticket]:
-    """Of what is submitted, which the scheduler still gets."""
-    seen: list[Ticket] = []
-    submit = server.scheduler.submit
-
-    def watched(requests: Any, ticket: Ticket) -> Any:
-        seen.append(ticket)
-        return submit(requests, ticket)
-
-    monkeypatch.setattr(server.scheduler, "submit", watched)
-    return seen
 
 
 def post(server: Running, path: str, body: Any, **options: Any) -> Any:

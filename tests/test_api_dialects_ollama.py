@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ from fake_engine import SPECIALS, FakeEngine, byte_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from json_values import JSON
-from live import Running, serving
+from live import Running, Say, serving
 
 from rrtf_serve.api.app import ApiSettings, Served
 from rrtf_serve.api.dialects import ollama_models
@@ -75,37 +75,6 @@ LLM_LS: dict[str, Any] = {
 def server() -> Iterator[Running]:
     with serving() as running:
         yield running
-
-
-Say = Callable[[str], Running]
-
-
-@pytest.fixture
-def said(server: Running) -> Iterator[Say]:
-    """The server, whose model says what it is told to, whatever the prompt, and then ends."""
-    before = server.engine.script
-
-    def say(text: str) -> Running:
-        script = [*text.encode(), END]
-        server.engine.script = lambda prompt: script
-        return server
-
-    yield say
-    server.engine.script = before
-
-
-@pytest.fixture
-def tickets(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Ticket]:
-    """Of what is submitted, which the scheduler still gets."""
-    seen: list[Ticket] = []
-    submit = server.scheduler.submit
-
-    def watched(requests: Any, ticket: Ticket) -> Any:
-        seen.append(ticket)
-        return submit(requests, ticket)
-
-    monkeypatch.setattr(server.scheduler, "submit", watched)
-    return seen
 
 
 def post(server: Running, path: str, body: Any) -> Any:

@@ -15,6 +15,7 @@ import pytest
 from fake_engine import FakeEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from json_values import JSON
 from live import Running, serving
 
 from rrtf_serve.api.app import ApiSettings
@@ -374,18 +375,6 @@ def test_llm_ls_can_parse_a_refusal(server: Running) -> None:
             assert isinstance(detail["type"], str)
 
 
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(allow_nan=False, allow_infinity=False),
-    st.text(max_size=8),
-)
-JSON = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
 PLAUSIBLE = st.one_of(
     JSON, st.sampled_from([0, 1, 2, True, "auto", [], {}, ["a"], [1, 2], HELLO, {"type": "text"}, "abc"])
 )

@@ -186,6 +186,12 @@ def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> int:
     return count
 
 
+def next_aside(folder: Path) -> Path:
+    """folder/before-N, of the first N that is free; not made yet."""
+    names = (folder / f"before-{number}" for number in range(1, 1 << 20))
+    return next(each for each in names if not each.exists())
+
+
 def keep_aside(folder: Path, names: Iterable[str], settings: dict[str, Any]) -> Path | None:
     """Move an earlier result of other settings to folder/before-N, and say so; None where there is none.
 
@@ -197,8 +203,7 @@ def keep_aside(folder: Path, names: Iterable[str], settings: dict[str, Any]) -> 
     before = json.loads(path.read_text("utf-8"))
     if all(before.get(name) == json.loads(json.dumps(value)) for name, value in settings.items()):
         return None
-    number = next(each for each in range(1, 1 << 20) if not (folder / f"before-{each}").exists())
-    aside = folder / f"before-{number}"
+    aside = next_aside(folder)
     aside.mkdir()
     for name in [*names, path.name]:
         if (folder / name).exists():

@@ -22,7 +22,7 @@ from training.config import STAGES, RunConfig, differences, resolved
 from training.fit import fit
 from training.fit_options import FitOptions
 from training.judge import judge
-from training.problem_files import write_text
+from training.problem_files import next_aside, write_text
 from training.rank import rank
 from training.sample import read_index, sample, write_json
 
@@ -159,11 +159,11 @@ def _set_aside(folder: Path, state: State, settings: dict[str, dict[str, Any]], 
     if redo == "sample":
         names.remove("judged")  # verdicts are kept by content: those of the same programmes hold
         names += ["samples/index.json", *_files_of_changed_sources(folder, state, settings)]
-    number = next(each for each in range(1, 1 << 20) if not (folder / f"before-{each}").exists())
+    aside = next_aside(folder)
     for name in names:
         path = folder / name
         if path.exists():
-            kept = folder / f"before-{number}" / name
+            kept = aside / name
             kept.parent.mkdir(parents=True, exist_ok=True)
             path.rename(kept)
     for stage in later:

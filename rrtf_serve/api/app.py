@@ -39,8 +39,6 @@ from rrtf_serve.api.sse import ClientGone, unless_gone
 from rrtf_serve.api.visit import Visit, Visits
 
 _FAILURES = openapi.errors(400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
-# Nobody reads it; the status is what proxies log for a client that went away.
-_GONE = 499
 # A client's own id is kept when it can stand in a header and a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 # With "true" the request is an editor's: its prompt is cut to the latency budget, its answer trimmed.
@@ -125,6 +123,7 @@ def create_app(
     app.state.readiness = Readiness()
     app.state.metrics = metrics
     errors.install(app)
+    app.add_exception_handler(ClientGone, _on_gone)
 
     @app.post(
         "/v1/completions",
@@ -134,13 +133,10 @@ def create_app(
     )
     async def completions(request: Request) -> Response:
         """Text after a prompt, or between a prompt and a suffix."""
-        try:
-            body = await read_json(request, settings.max_body_bytes)
-            served = await models.get(body.get("model"))
-            plan = await unless_gone(request.receive, _plan(request, served, settings, body))
-            return await answer(request, served, plan)
-        except ClientGone:
-            return Response(status_code=_GONE)
+        body = await read_json(request, settings.max_body_bytes)
+        served = await models.get(body.get("model"))
+        plan = await unless_gone(request.receive, _plan(request, served, settings, body))
+        return await answer(request, served, plan)
 
     @app.post(
         "/v1/chat/completions",
@@ -150,13 +146,10 @@ def create_app(
     )
     async def chat(request: Request) -> Response:
         """The assistant's next message."""
-        try:
-            body = await read_json(request, settings.max_body_bytes)
-            served = await models.get(body.get("model"))
-            plan = await unless_gone(request.receive, plan_chat(served, settings, body))
-            return await answer(request, served, plan)
-        except ClientGone:
-            return Response(status_code=_GONE)
+        body = await read_json(request, settings.max_body_bytes)
+        served = await models.get(body.get("model"))
+        plan = await unless_gone(request.receive, plan_chat(served, settings, body))
+        return await answer(request, served, plan)
 
     @app.get("/v1/models", responses=openapi.errors(401))
     async def model_list() -> Record:
@@ -171,6 +164,12 @@ def create_app(
     add_probes(app, models, metrics, app.state.readiness)
     add_dialects(app, models, settings)
     return app
+
+
+async def _on_gone(_: Request, error: Exception) -> Response:
+    """Nobody reads it; the status is what proxies log for a client that went away."""
+    assert isinstance(error, ClientGone)
+    return Response(status_code=499)
 
 
 async def _plan(request: Request, served: Served, settings: ApiSettings, body: dict[str, object]) -> Plan:

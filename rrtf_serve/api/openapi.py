@@ -28,10 +28,7 @@ ERROR: Schema = {
             "items": {
                 "type": "object",
                 "properties": {
-                    "loc": {
-                        "type": "array",
-                        "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
-                    },
+                    "loc": {"type": "string"},
                     "msg": {"type": "string"},
                     "type": {"type": "string"},
                 },

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from rrtf_serve.engine.job import Job, Listener, new_job
@@ -51,12 +52,9 @@ class Accepted:
 
     def submit(self, requests: list[Request], ticket: Ticket) -> Stream:
         """See Scheduler.submit."""
-        try:
+        with self._refusals():
             job = new_job(requests, ticket, self.limits)
             self._check_tokens(job.tokens)
-        except ValueError:
-            self.observer.refused("too_many_tokens")
-            raise
         with self.changed:
             if self.closed:
                 raise SchedulerClosed
@@ -82,11 +80,8 @@ class Accepted:
 
     def add_score(self, work: Score, ticket: Ticket) -> None:
         """Raises QueueFull, SchedulerClosed, ValueError."""
-        try:
+        with self._refusals():
             self._check_tokens(work.tokens)
-        except ValueError:
-            self.observer.refused("too_many_tokens")
-            raise
         with self.changed:
             if self.closed:
                 raise SchedulerClosed
@@ -186,6 +181,15 @@ class Accepted:
         with self.changed:
             self.rows += rows
             self.observer.running(self.rows)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Tell the observer of what can never run."""
+        try:
+            yield
+        except ValueError:
+            self.observer.refused("too_many_tokens")
+            raise
 
     def _check_tokens(self, tokens: int) -> None:
         if tokens > self._bounds.tokens:

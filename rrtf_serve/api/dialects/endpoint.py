@@ -14,14 +14,22 @@ from rrtf_serve.api.answer import Plan, answer
 from rrtf_serve.api.body import read_json
 from rrtf_serve.api.fields import Field
 from rrtf_serve.api.kinds import Schema
+from rrtf_serve.api.models import Models
 from rrtf_serve.api.settings import ApiSettings, Served
-from rrtf_serve.api.sse import ClientGone, unless_gone
+from rrtf_serve.api.sse import unless_gone
 
 Body = dict[str, object]
 Find = Callable[[Request, Body], Awaitable[Served]]
 Planner = Callable[[Request, Served, ApiSettings, Body], Awaitable[Plan]]
 
-_GONE = 499  # nobody reads it; what proxies log for a client that went away
+
+def by_model(models: Models) -> Find:
+    """The model that the body names."""
+
+    async def find(_: Request, body: Body) -> Served:
+        return await models.get(body.get("model"))
+
+    return find
 
 
 def add_endpoint(
@@ -38,20 +46,17 @@ def add_endpoint(
     """POST `path`: `find` says which model is asked, `planner` what of it."""
 
     async def endpoint(request: Request) -> Response:
-        try:
-            body = await read_json(request, settings.max_body_bytes)
-            served = await find(request, body)
-            plan = await unless_gone(request.receive, _run(planner(request, served, settings, body)))
-            return await answer(request, served, plan)
-        except ClientGone:
-            return Response(status_code=_GONE)
+        body = await read_json(request, settings.max_body_bytes)
+        served = await find(request, body)
+        plan = await unless_gone(request.receive, _run(planner(request, served, settings, body)))
+        return await answer(request, served, plan)
 
     app.add_api_route(
         path,
         endpoint,
         methods=["POST"],
         response_class=Response,
-        responses={**_ANSWER, **openapi.errors(400, 401, 404, 413, 415, 429, 500, 503, schema=errors)},
+        responses={**ANSWER, **openapi.errors(400, 401, 404, 413, 415, 429, 500, 503, schema=errors)},
         openapi_extra=openapi.request_body(table),
         summary=summary,
     )
@@ -61,7 +66,7 @@ async def _run(plan: Awaitable[Plan]) -> Plan:
     return await plan
 
 
-_ANSWER: dict[int | str, dict[str, Any]] = {
+ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer",
         "content": {

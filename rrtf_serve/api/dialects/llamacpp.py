@@ -24,6 +24,7 @@ from rrtf_serve.api import openapi
 from rrtf_serve.api.body import read_json
 from rrtf_serve.api.dialects import llamacpp_fields as fields
 from rrtf_serve.api.dialects.continuation import continuation_job, middle_tokens
+from rrtf_serve.api.dialects.endpoint import ANSWER
 from rrtf_serve.api.dialects.llamacpp_shape import ERROR, Ending, Shape, error_body
 from rrtf_serve.api.dialects.timed import TimedGeneration, Times
 from rrtf_serve.api.errors import SHAPES, ApiError, invalid_value
@@ -35,7 +36,7 @@ from rrtf_serve.api.models import Models
 from rrtf_serve.api.options import check_length
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import Record
-from rrtf_serve.api.sse import ClientGone, EventStream, event, unless_gone
+from rrtf_serve.api.sse import EventStream, event, unless_gone
 
 DIALECT = "llama.cpp"
 PATHS = (
@@ -43,17 +44,7 @@ PATHS = (
     "/apply-template",
 )  # fmt: skip
 MAX_TEXT = 1_000_000  # characters of /tokenize: encoding takes seconds per million, and shares one lock
-_GONE = 499
 _FAILURES = openapi.errors(400, 401, 404, 413, 415, 429, 500, 501, 503, schema=ERROR)
-_GENERATED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The answer",
-        "content": {
-            "application/json": {"schema": {"anyOf": [{"type": "object"}, {"type": "array"}]}},
-            "text/event-stream": {"schema": {"type": "string", "description": "With stream."}},
-        },
-    }
-}
 
 Plan = Callable[[Request, Served, ApiSettings, Values], Coroutine[Any, Any, Job]]
 Tell = Callable[[Served, Values], Record]
@@ -69,21 +60,18 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
 
     def generating(path: str, table: tuple[Field, ...], plan: Plan, summary: str) -> None:
         async def endpoint(request: Request) -> Response:
-            try:
-                served, parsed = await read(request, table)
-                if parsed.values["n_predict"] == 0:
-                    return _warmed_up(served, parsed)
-                job = await unless_gone(request.receive, plan(request, served, settings, parsed.values))
-                return await _answer(request, served, job, parsed)
-            except ClientGone:
-                return Response(status_code=_GONE)
+            served, parsed = await read(request, table)
+            if parsed.values["n_predict"] == 0:
+                return _warmed_up(served, parsed)
+            job = await unless_gone(request.receive, plan(request, served, settings, parsed.values))
+            return await _answer(request, served, job, parsed)
 
         app.add_api_route(
             path,
             endpoint,
             methods=["POST"],
             response_class=Response,
-            responses={**_GENERATED, **_FAILURES},
+            responses={**ANSWER, **_FAILURES},
             openapi_extra=openapi.request_body(table),
             summary=summary,
             operation_id=f"llamacpp{path.replace('/', '_')}",
@@ -91,10 +79,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
 
     def telling(path: str, table: tuple[Field, ...], tell: Tell, summary: str) -> None:
         async def endpoint(request: Request) -> Response:
-            try:
-                served, parsed = await read(request, table)
-            except ClientGone:
-                return Response(status_code=_GONE)
+            served, parsed = await read(request, table)
             # In a thread: a long text takes a while.
             return _json(await asyncio.to_thread(tell, served, parsed.values))
 

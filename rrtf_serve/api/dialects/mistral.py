@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from rrtf_serve.api import fields
 from rrtf_serve.api.answer import Plan
-from rrtf_serve.api.dialects.endpoint import Body, add_endpoint
+from rrtf_serve.api.dialects.endpoint import Body, add_endpoint, by_model
 from rrtf_serve.api.fields import Field, parse
 from rrtf_serve.api.infill import DEFAULT_MAX_TOKENS, Infill, editor_of, infill_job
 from rrtf_serve.api.kinds import Boolean, Integer, Number, Object, Stops, Text
@@ -40,13 +40,10 @@ FIELDS = (
 
 
 def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
-    async def find(_: Request, body: Body) -> Served:
-        return await models.get(body.get("model"))
-
     add_endpoint(
         app,
         "/v1/fim/completions",
-        find,
+        by_model(models),
         _plan,
         settings=settings,
         table=FIELDS,

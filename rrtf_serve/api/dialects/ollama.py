@@ -38,7 +38,7 @@ from rrtf_serve.api.models import Models
 from rrtf_serve.api.ndjson import MEDIA_TYPE, LinesEnding, line
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import Record
-from rrtf_serve.api.sse import ClientGone, EventStream, unless_gone
+from rrtf_serve.api.sse import EventStream, unless_gone
 from rrtf_serve.engine.protocol import NO_ENGINE
 from rrtf_serve.models.families import ChatFormat
 
@@ -48,7 +48,6 @@ VERSION = "0.12.0"
 RUNNING = "Ollama is running"
 # Formats of models that take a request as such; the others go on with a text.
 INSTRUCTED = (ChatFormat.CHATML, ChatFormat.STARCHAT, ChatFormat.ALPACA)
-_GONE = 499
 
 ERROR: Schema = {
     "type": "object",
@@ -121,14 +120,11 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
     )
     async def generate(request: Request) -> Response:
         """Text after a prompt, or between a prompt and a suffix."""
-        try:
-            asked = await read(request, fields.GENERATE_FIELDS)
-            if not (asked.values["prompt"] or asked.values["suffix"]):
-                return _loaded(asked, _response)
-            job = await unless_gone(request.receive, _plan_generate(request, settings, asked))
-            return await _answer(request, asked, job, _response)
-        except ClientGone:
-            return Response(status_code=_GONE)
+        asked = await read(request, fields.GENERATE_FIELDS)
+        if not (asked.values["prompt"] or asked.values["suffix"]):
+            return _loaded(asked, _response)
+        job = await unless_gone(request.receive, _plan_generate(request, settings, asked))
+        return await _answer(request, asked, job, _response)
 
     @app.post(
         "/api/chat",
@@ -138,14 +134,11 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
     )
     async def chat(request: Request) -> Response:
         """The assistant's next message."""
-        try:
-            asked = await read(request, fields.CHAT_FIELDS)
-            if not asked.values["messages"]:
-                return _loaded(asked, _message)
-            job = await unless_gone(request.receive, _plan_chat(settings, asked))
-            return await _answer(request, asked, job, _message)
-        except ClientGone:
-            return Response(status_code=_GONE)
+        asked = await read(request, fields.CHAT_FIELDS)
+        if not asked.values["messages"]:
+            return _loaded(asked, _message)
+        job = await unless_gone(request.receive, _plan_chat(settings, asked))
+        return await _answer(request, asked, job, _message)
 
     @app.post(
         "/api/show",
@@ -154,10 +147,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
     )
     async def show(request: Request) -> Response:
         """What a model can do: editors look for `.Suffix` in its template."""
-        try:
-            body = await read_json_of_program(request, settings.max_body_bytes)
-        except ClientGone:
-            return Response(status_code=_GONE)
+        body = await read_json_of_program(request, settings.max_body_bytes)
         known = listing.find_model(models, body.get("model") or body.get("name"))
         parse(fields.SHOW_FIELDS, body, NO_ENGINE)
         return _json(listing.show_record(known))

@@ -24,7 +24,7 @@ from rrtf_serve.api import openapi
 from rrtf_serve.api.answer import Plan
 from rrtf_serve.api.body import read_json
 from rrtf_serve.api.chat import plan_chat
-from rrtf_serve.api.dialects.endpoint import Body, add_endpoint
+from rrtf_serve.api.dialects.endpoint import Body, add_endpoint, by_model
 from rrtf_serve.api.fields import CHAT_FIELDS, MAX_STOPS, Field, parse
 from rrtf_serve.api.generation import Piece
 from rrtf_serve.api.infill import Infill, Snippet, editor_of, infill_job
@@ -33,7 +33,7 @@ from rrtf_serve.api.metrics import Metrics
 from rrtf_serve.api.models import Models
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import Record
-from rrtf_serve.api.sse import ClientGone, OpenAiEnding, event
+from rrtf_serve.api.sse import OpenAiEnding, event
 from rrtf_serve.engine.protocol import NO_ENGINE, Sampling
 
 MAX_TOKENS = 64  # as Tabby's own server; an agent names no limit
@@ -93,22 +93,16 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
     )
     async def events(request: Request) -> Response:
         """What became of a completion: seen, taken or dismissed."""
-        try:
-            body = await read_json(request, settings.max_body_bytes)
-        except ClientGone:
-            return Response(status_code=499)
+        body = await read_json(request, settings.max_body_bytes)
         values = parse(_EVENT_FIELDS, body, NO_ENGINE).values
         # A client's own words must not become names of figures.
         seen.editor_events.labels(values["type"] if values["type"] in EVENTS else "other").inc()
         return Response()
 
-    async def find(_: Request, body: Body) -> Served:
-        return await models.get(body.get("model"))
-
     add_endpoint(
         app,
         "/v1beta/chat/completions",
-        find,
+        by_model(models),
         _plan_chat,
         settings=settings,
         table=CHAT_FIELDS,
