@@ -32,7 +32,7 @@ from rrtf_serve.models.errors import ModelError
 from rrtf_serve.parts import find_part
 from rrtf_serve.preparation import prepare
 from rrtf_serve.prepared import Prepared, load, prepare_all
-from rrtf_serve.process import Ending, address_of, reserve, run
+from rrtf_serve.process import Ending, address_of, leave_within, reserve, run
 from rrtf_serve.roster import Opened, Residence, Roster
 
 log = logging.getLogger("rrtf_serve")
@@ -161,6 +161,7 @@ async def serve(
             Ending(config.drain_seconds, config.drain_delay_seconds),
             greet=lambda: print(text, flush=True),
             hang_up=operation.hang_up if hangs_up(config) else None,
+            at_last=lambda seconds: leave_within(seconds, lambda: operation.requests.close(1.0)),
             trusted_proxies=config.trusted_proxy,
         )
     finally:

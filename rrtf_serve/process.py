@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
-LAST_WORDS_SECONDS = 5  # for clients to hear that their request was ended
+LAST_WORDS_SECONDS = 5  # from the end of the drain to that of the process, what supervisors are told
+END_SECONDS = 4  # the same, as it is kept
+HEARING_SECONDS = 3  # of these: for clients to read that their request was ended
+HASTE_SECONDS = 1  # for the same after a second signal
+HASTY_END_SECONDS = 3  # from the second signal to the end of the process
 LISTEN_BACKLOG = 2048  # connections that wait while the event loop is busy
 
 log = logging.getLogger(__name__)
@@ -46,8 +52,9 @@ class Server(uvicorn.Server):
     """Stops in order: open pages' endless streams, then accepted requests, then the rest.
 
     The first SIGINT or SIGTERM gives accepted requests the time of `ending`; a second one ends them at once.
-    Either way the scheduler ends them, so that clients hear of it, before uvicorn cuts their connections.
-    SIGHUP calls `hang_up`, where there is one, and stops nothing.
+    Until then all they ask of the scheduler is accepted: one request may need several steps. Either way the
+    scheduler ends them, so that clients hear of it, before their connections are cut. at_last: is told in how
+    many seconds the process must be gone. SIGHUP calls `hang_up`, where there is one, and stops nothing.
     """
 
     def __init__(
@@ -57,13 +64,16 @@ class Server(uvicorn.Server):
         ending: Ending,
         greet: Callable[[], None],
         hang_up: Callable[[], None] | None,
+        at_last: Callable[[float], None],
     ) -> None:
         super().__init__(config)
         self._work = work
         self._ending = ending
         self._greet = greet
         self._hang_up = hang_up
+        self._at_last = at_last
         self._stopping = False
+        self._hurried = asyncio.Event()
         self._closing: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -88,7 +98,8 @@ class Server(uvicorn.Server):
     def _stop(self) -> None:
         if self._stopping:
             self.should_exit = True
-            self._closing.append(asyncio.create_task(self._work.close(0)))
+            self._hurried.set()
+            self._at_last(HASTY_END_SECONDS)
             return
         self._stopping = True
         app = self.config.app
@@ -114,9 +125,32 @@ class Server(uvicorn.Server):
         app = self.config.app
         if isinstance(app, FastAPI) and hasattr(app.state, "close_page"):  # no page, no streams
             app.state.close_page()
-        self._closing.append(asyncio.create_task(self._work.close(self._ending.drain_seconds)))
-        await super().shutdown(sockets)
-        await asyncio.gather(*self._closing)
+        cutting = asyncio.create_task(self._cut())
+        await super().shutdown(sockets)  # waits until no connection is left
+        cutting.cancel()
+        with suppress(asyncio.CancelledError):
+            await cutting
+        self._at_last(END_SECONDS)
+        await asyncio.gather(self._work.close(0), *self._closing)
+
+    async def _cut(self) -> None:
+        """End what outlasts its time: by word first, then by cutting connections."""
+        await self._hurried_within(self._ending.drain_seconds)
+        self._at_last(END_SECONDS)
+        self._closing.append(asyncio.create_task(self._work.close(0)))
+        if self._hurried.is_set():
+            await asyncio.sleep(HASTE_SECONDS)
+        else:
+            await self._hurried_within(HEARING_SECONDS)
+        # Their handlers hear that the client has gone and end in order; cancelled ones would log a traceback.
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(HASTE_SECONDS)
+        self.force_exit = True
+
+    async def _hurried_within(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._hurried.wait(), seconds)
 
 
 async def run(
@@ -127,10 +161,11 @@ async def run(
     *,
     greet: Callable[[], None],
     hang_up: Callable[[], None] | None = None,
+    at_last: Callable[[float], None] = lambda _: None,
     trusted_proxies: Sequence[str] = (),
 ) -> None:
     """Serve until a signal says stop. trusted_proxies: addresses or networks whose word on the client's
-    address and scheme (X-Forwarded-For, X-Forwarded-Proto) is taken."""
+    address and scheme (X-Forwarded-For, X-Forwarded-Proto) is taken. at_last: see Server."""
     try:
         listener.listen(LISTEN_BACKLOG)
     except OSError as error:  # another server that was still loading took the port first
@@ -141,7 +176,6 @@ async def run(
             app,
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=round(ending.drain_seconds) + LAST_WORDS_SECONDS,
             # Anybody can send these headers: only those that were named are believed.
             proxy_headers=bool(trusted_proxies),
             forwarded_allow_ips=list(trusted_proxies),
@@ -152,6 +186,7 @@ async def run(
         ending,
         greet,
         hang_up,
+        at_last,
     )
     await server.serve(sockets=[listener])
 
@@ -172,6 +207,20 @@ def reserve(host: str, port: int) -> socket.socket:
         listener.close()
         raise _taken(host, port, error) from error
     return listener
+
+
+def leave_within(seconds: float, before: Callable[[], None]) -> None:
+    """End this process in so many seconds, whatever still runs: a prompt that is being read by native code
+    and a model that is being loaded can't be stopped. before: called then, in another thread."""
+
+    def leave() -> None:
+        log.warning("ended without waiting for what can't be stopped")
+        before()
+        os._exit(0)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True  # what ends in time isn't held up by it
+    timer.start()
 
 
 def _taken(host: str, port: int, error: OSError) -> ValueError:

@@ -7,8 +7,13 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
+import threading
+import time
 import tomllib
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ from rrtf_serve.api.metrics import Metrics
 from rrtf_serve.api.origin import Origins
 from rrtf_serve.arguments import parser
 from rrtf_serve.config import ServeConfig, read_config
+from rrtf_serve.engine.protocol import TokenLogprob
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.main import Operation, _bound, main, settings_of
 from rrtf_serve.models.families import FAMILIES
@@ -270,6 +276,131 @@ def test_a_second_signal_ends_the_delay_and_the_answers(operation: Operation) ->
             assert b"server_shutting_down" in await answer.aread()
 
     under_signals(client_side, engine, operation, Ending(3600.0, delay_seconds=3600.0))
+
+
+def test_a_second_signal_does_not_wait_for_a_body_that_never_comes(
+    operation: Operation, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    async def client_side(client: httpx.AsyncClient) -> None:
+        host, port = client.base_url.host, client.base_url.port
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nApi-Key: one\r\n")
+        writer.write(b"Content-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n")
+        assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")  # the body is waited for
+        writer.write(b'{"prompt": ')
+        os.kill(os.getpid(), signal.SIGTERM)
+        while (await client.get("/ready")).status_code == 200:
+            await asyncio.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await reader.read() == b""
+        writer.close()
+
+    # Twice longer than the test may take.
+    under_signals(client_side, FakeEngine(), operation, Ending(3600.0, delay_seconds=3600.0))
+    operation.requests.close()
+    line = json.loads((tmp_path / "log").read_text().splitlines()[-1])
+    assert (line["route"], line["gone"]) == (PATH, True)
+    assert "Traceback" not in capsys.readouterr().err  # of a handler that was cancelled
+
+
+def test_requests_of_several_steps_finish_within_the_drain(operation: Operation) -> None:
+    engine = Slow()
+    engine.open.clear()
+    scores = {"prompt": ["abc", "def", "ghi"], "max_tokens": 0, "echo": True, "logprobs": 0}
+    then_decoded = {"prompt": "xyz", "max_tokens": 4, "echo": True, "logprobs": 0}
+
+    async def client_side(client: httpx.AsyncClient) -> None:
+        headers = {"api-key": "one"}
+        asked = [
+            asyncio.create_task(client.post(PATH, json=body, headers=headers))
+            for body in (scores, then_decoded)
+        ]
+        await asyncio.to_thread(engine.scoring.wait, 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:  # until the port is closed
+            try:
+                (await asyncio.open_connection(client.base_url.host, client.base_url.port))[1].close()
+            except OSError:
+                break
+            await asyncio.sleep(0.01)
+        engine.open.set()
+        assert [(await each).status_code for each in asked] == [200, 200]
+
+    under_signals(client_side, engine, operation, Ending(60.0))
+
+
+class Slow(FakeEngine):
+    """Whose scores wait, as its steps do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scoring = threading.Event()
+
+    def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
+        self.scoring.set()
+        self.open.wait()
+        return super().score(prompt, top)
+
+
+STUCK = """
+import asyncio, json, threading
+from rrtf_serve.api.keys import Keyring
+from rrtf_serve.api.log import RequestLog
+from rrtf_serve.api.metrics import Metrics
+from rrtf_serve.api.origin import Origins
+from rrtf_serve.main import Operation
+from rrtf_serve.process import Ending, address_of, leave_within, reserve, run
+from fake_engine import FakeEngine
+from test_main_operation import api
+
+class Stuck(FakeEngine):
+    def score(self, prompt, top):
+        print("stuck", flush=True)
+        threading.Event().wait()
+
+log = RequestLog("json", None, lost=lambda: None)
+app, scheduler = api(Stuck(), Operation(Keyring([]), Origins(), Metrics(), log))
+
+async def main(listener):
+    await run(
+        app, listener, scheduler, Ending(DRAIN), greet=lambda: print(address_of(listener), flush=True),
+        at_last=lambda seconds: leave_within(seconds, log.close),
+    )
+
+with reserve("127.0.0.1", 0) as listener:
+    asyncio.run(main(listener))
+"""
+
+
+@pytest.mark.parametrize(("signals", "drain"), [(1, 0.2), (2, 3600.0)])
+def test_what_cannot_be_stopped_does_not_hold_the_process_back(signals: int, drain: float) -> None:
+    """As a long prompt that CTranslate2 reads: its client has gone, its thread goes on."""
+    command = [sys.executable, "-c", STUCK.replace("DRAIN", str(drain))]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            address = process.stdout.readline().strip()
+            body = {"prompt": "abc", "max_tokens": 0, "echo": True, "logprobs": 0}
+            with (
+                httpx.Client(base_url=address, timeout=60) as client,
+                ThreadPoolExecutor(1) as beside,
+            ):
+                answer = beside.submit(client.post, PATH, json=body)
+                assert process.stdout.readline() == "stuck\n"
+                for _ in range(signals):
+                    process.send_signal(signal.SIGTERM)
+                    time.sleep(0.5)  # two at once would be one
+                assert process.wait(60) == 0
+                assert answer.result().json()["error"]["code"] == "server_shutting_down"
+            said = process.stderr.read()
+            assert "ended without waiting" in said and "server_shutting_down" in said
+            assert "Traceback" not in said
+        finally:
+            process.kill()
 
 
 def test_a_proxy_is_believed_only_where_it_was_named(operation: Operation, tmp_path: Path) -> None:
