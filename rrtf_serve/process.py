@@ -62,6 +62,7 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         work: Work,
         ending: Ending,
+        *,
         greet: Callable[[], None],
         hang_up: Callable[[], None] | None,
         at_last: Callable[[float], None],
@@ -184,9 +185,9 @@ async def run(
         ),
         work,
         ending,
-        greet,
-        hang_up,
-        at_last,
+        greet=greet,
+        hang_up=hang_up,
+        at_last=at_last,
     )
     await server.serve(sockets=[listener])
 

@@ -35,7 +35,7 @@ class Accepted:
         self.closed = False
         self.interactive: Waiting[Job | Score] = Waiting(bounds)
         self.long: Waiting[Job | Score] = Waiting(bounds)
-        self.rows = 0  # that run
+        self.rows = 0  # that run; a score counts as one
         self._bounds = bounds
         self._jobs: dict[Job, None] = {}  # in the order they came
         self._scores: dict[Score, None] = {}
@@ -172,9 +172,11 @@ class Accepted:
             self._note_depth()
 
     def took(self, work: Job | Score) -> None:
-        """A lane takes it out of the queue."""
+        """A lane takes it out of the queue. A score runs from here on; rows once they are in their batch."""
         self.waiting_of(work).take(work)
         self._note_depth()
+        if isinstance(work, Score):
+            self.ran(1)
 
     def ran(self, rows: int) -> None:
         """So many more rows run; fewer where it is negative."""

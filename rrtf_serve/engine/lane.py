@@ -160,10 +160,13 @@ class Lane:
 
     def _score_on(self) -> None:
         """The next piece of the score that is under way, if one is."""
-        if self._scoring is not None and not self._scoring.go_on(self._engine):
+        score = self._scoring
+        if score is not None and not score.go_on(self._engine):
             self._scoring = None
             with self._accepted.changed:
+                self._accepted.ran(-1)
                 self._accepted.long.pace.note_end()
+            score.tell()  # whoever hears of an end finds its place free
 
     def _run(self, jobs: list[Job]) -> None:
         jobs = [job for job in jobs if not self._given_up(job)]

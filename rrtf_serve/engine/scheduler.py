@@ -77,7 +77,7 @@ class Scheduler:
 
     @property
     def rows_running(self) -> int:
-        """Rows of running batches that have not ended."""
+        """Rows of running batches and scores that have not ended."""
         return self._accepted.rows
 
     def submit(self, requests: list[Request], ticket: Ticket = NOBODY) -> Stream:
