@@ -107,7 +107,7 @@ def _roster(config: ServeConfig, prepared: list[Prepared], first: Opened, metric
     return Roster(
         [each.known for each in prepared],
         lambda known: load(by_name[known.name], metrics),
-        Residence(config.max_loaded, config.unload_after),
+        Residence(config.max_loaded, config.unload_after, waiting=config.max_queue),
         {prepared[0].known.name: first},
     )
 
