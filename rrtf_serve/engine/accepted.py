@@ -253,9 +253,10 @@ class Accepted:
         for delta in deltas:
             row = delta.row
             if delta.token is not None:
+                at = now if delta.at is None else delta.at
                 if row in job.moved:
-                    self.observer.next_token(now - job.moved[row])
-                job.moved[row] = now
+                    self.observer.next_token(at - job.moved[row])
+                job.moved[row] = at
                 job.made[row] = job.made.get(row, 0) + 1
             if delta.finish is not None:
                 self.observer.tokens(len(job.requests[row].prompt), job.made.get(row, 0))
