@@ -82,7 +82,8 @@ class Delta:
     """One row moved by one token, ended, or both.
 
     `token` is None on an end without a token: an end token is not reported as a token of the completion.
-    `at`: when its step was made (time.monotonic() seconds), where one call may give several; equal within one.
+    `at`: when its step was made (time.monotonic() seconds; one value for all its rows), where one call may
+    give several steps.
     """
 
     row: int
