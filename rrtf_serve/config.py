@@ -20,6 +20,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
     "threads": (0, 1024),
     "max_queue": (1, 100_000),
+    "max_queue_tokens": (1, 1_000_000_000),
     "max_batch": (1, 1024),
     "requests_per_minute": (1, 1_000_000),
     "tokens_per_minute": (1, 1_000_000_000),
@@ -86,6 +87,7 @@ class ServeConfig:
     log_file: Path | None = None  # None: stderr
     log_prompts: bool = False
     max_queue: int = 64  # requests waiting before 429
+    max_queue_tokens: int | None = None  # of their prompts and completions; None: see Scheduler
     max_batch: int = 16  # rows decoded together
     drain_delay_seconds: float = 0.0  # how long /ready says 503 before a stopping server takes no more
     drain_seconds: float = 30.0  # how long a stopping server finishes accepted requests

@@ -17,7 +17,8 @@ import httpx
 import pytest
 from fake_engine import FakeEngine, byte_tokenizer
 from fastapi import FastAPI
-from live import NAME
+from live import NAME, rrtf_serve
+from tiny_ct2 import write_servable
 
 from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
 from rrtf_serve.api.keys import Keyring
@@ -42,6 +43,7 @@ WRONG = [
     ["--concurrent-requests", "0"],
     ["--max-body-bytes", "10"],
     ["--max-prompt-tokens", "0"],
+    ["--max-queue-tokens", "0"],
     ["--request-seconds", "0"],
     ["--request-seconds", "nan"],
     ["--first-token-seconds", "-1"],
@@ -84,6 +86,20 @@ def test_every_flag_is_a_setting_and_every_setting_a_flag() -> None:
     assert (
         read_config(None, vars(parser().parse_args([])) | {"config": None, "prepare": None}) == ServeConfig()
     )
+
+
+def test_the_bounds_of_the_queue_reach_the_scheduler(tmp_path: Path) -> None:
+    folder = write_servable(tmp_path / "tiny")
+    with (
+        rrtf_serve(str(folder), "--max-queue-tokens", "40", "--threads", "1", "--no-ui") as live,
+        httpx.Client(base_url=live.address, timeout=60) as client,
+    ):
+        whole = client.post(PATH, json={"prompt": "abcdefgh", "max_tokens": 32})
+        over = client.post(PATH, json={"prompt": "abcdefgh", "max_tokens": 33})
+    assert whole.status_code == 200
+    assert over.status_code == 400
+    assert "needs 41 tokens" in over.json()["error"]["message"]
+    assert "accepts 40 at most" in over.json()["error"]["message"]
 
 
 def test_lists_come_from_repeated_flags_and_from_files(tmp_path: Path) -> None:
