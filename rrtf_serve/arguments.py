@@ -142,6 +142,11 @@ def _add_limits(made: argparse.ArgumentParser) -> None:
         type=float,
         help="an editor's prompt is cut to what the model reads in this time; 0: it isn't (default: 1)",
     )
+    option(
+        "--receive-seconds",
+        type=float,
+        help="for a request's line and headers to arrive, and without progress in its body (default: 30)",
+    )
     option("--request-seconds", type=float, help="until the end of the answer (default: no limit)")
 
 

@@ -28,6 +28,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_body_bytes": (1024, 2**30),
     "max_prompt_tokens": (1, 10_000_000),
     "first_token_seconds": (0, 600),
+    "receive_seconds": (0.1, 86_400),
     "request_seconds": (0.1, 86_400),
     "drain_delay_seconds": (0, 3600),
     "drain_seconds": (0, 86_400),
@@ -77,6 +78,7 @@ class ServeConfig:
     max_body_bytes: int = 4 * 2**20
     max_prompt_tokens: int | None = None  # None: what the context holds
     first_token_seconds: float = 1.0  # what reading an editor's prompt may take; 0: no limit
+    receive_seconds: float = 30.0  # for a request's line and headers, and without progress in its body
     request_seconds: float | None = None  # None: no time limit
     allowed_host: tuple[str, ...] = ()  # names under which the server is reached, besides its own
     cors_origin: tuple[str, ...] = ()  # web pages that may call the API

@@ -162,6 +162,7 @@ async def serve(
             greet=lambda: print(text, flush=True),
             hang_up=operation.hang_up if hangs_up(config) else None,
             trusted_proxies=config.trusted_proxy,
+            receive_seconds=config.receive_seconds,
         )
     finally:
         await roster.close(0)
@@ -176,6 +177,7 @@ def settings_of(config: ServeConfig, origins: Origins) -> ApiSettings:
         max_body_bytes=config.max_body_bytes,
         max_prompt_tokens=config.max_prompt_tokens,
         first_token_seconds=config.first_token_seconds,
+        receive_seconds=config.receive_seconds,
         request_seconds=config.request_seconds,
         limits=Limits(config.requests_per_minute, config.tokens_per_minute, config.concurrent_requests),
         origins=origins,

@@ -15,6 +15,8 @@ from typing import Protocol
 import uvicorn
 from fastapi import FastAPI
 
+from rrtf_serve.connection import Lobby, most_connections, protocol
+
 LAST_WORDS_SECONDS = 5  # for clients to hear that their request was ended
 LISTEN_BACKLOG = 2048  # connections that wait while the event loop is busy
 
@@ -128,11 +130,14 @@ async def run(
     greet: Callable[[], None],
     hang_up: Callable[[], None] | None = None,
     trusted_proxies: Sequence[str] = (),
+    receive_seconds: float = 30.0,
 ) -> None:
     """Serve until a signal says stop. trusted_proxies: addresses or networks whose word on the client's
-    address and scheme (X-Forwarded-For, X-Forwarded-Proto) is taken."""
+    address and scheme (X-Forwarded-For, X-Forwarded-Proto) is taken. receive_seconds: see Lobby."""
+    # As many are also accepted at once, before any of them is looked at: never more than there are files for.
+    backlog = min(LISTEN_BACKLOG, most_connections())
     try:
-        listener.listen(LISTEN_BACKLOG)
+        listener.listen(backlog)
     except OSError as error:  # another server that was still loading took the port first
         host, port = listener.getsockname()[:2]
         raise _taken(host, port, error) from error
@@ -146,7 +151,8 @@ async def run(
             proxy_headers=bool(trusted_proxies),
             forwarded_allow_ips=list(trusted_proxies),
             server_header=False,
-            backlog=LISTEN_BACKLOG,
+            backlog=backlog,
+            http=protocol(Lobby(receive_seconds)),
         ),
         work,
         ending,

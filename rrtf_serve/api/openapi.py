@@ -44,6 +44,7 @@ DESCRIPTIONS = {
     401: "A key is needed, and none or a wrong one was sent",
     403: "The Host or Origin header is not one that this server answers to",
     404: "No such model",
+    408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The body is not declared as application/json",
     429: "The queue is full or a limit is reached; Retry-After says when to try again",

@@ -54,7 +54,7 @@ ERROR: Schema = {
     "properties": {"error": {"type": "string"}},
     "required": ["error"],
 }
-_FAILURES = openapi.errors(400, 401, 404, 413, 415, 429, 500, 503, schema=ERROR)
+_FAILURES = openapi.errors(400, 401, 404, 408, 413, 415, 429, 500, 503, schema=ERROR)
 _GENERATED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer",
@@ -142,7 +142,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
 
     @app.post(
         "/api/show",
-        responses=openapi.errors(400, 401, 404, 413, 415, schema=ERROR),
+        responses=openapi.errors(400, 401, 404, 408, 413, 415, schema=ERROR),
         openapi_extra=openapi.request_body(fields.SHOW_FIELDS),
     )
     async def show(request: Request) -> Response:
