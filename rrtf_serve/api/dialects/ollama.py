@@ -26,12 +26,12 @@ from rrtf_serve.api import openapi
 from rrtf_serve.api.body import read_json_of_program
 from rrtf_serve.api.dialects import ollama_fields as fields
 from rrtf_serve.api.dialects import ollama_models as listing
-from rrtf_serve.api.dialects.continuation import continuation_job, conversation_job, is_marked, middle_tokens
+from rrtf_serve.api.dialects.continuation import continuation_job, conversation_job, middle_tokens
 from rrtf_serve.api.dialects.timed import TimedGeneration, Times
 from rrtf_serve.api.errors import SHAPES, ApiError
 from rrtf_serve.api.fields import Field, Parsed, Values, parse
 from rrtf_serve.api.generation import Job
-from rrtf_serve.api.infill import Infill, editor_of, infill_job
+from rrtf_serve.api.infill import Infill, editor_of, infill_job, is_marked
 from rrtf_serve.api.kinds import Schema
 from rrtf_serve.api.messages import read_messages
 from rrtf_serve.api.models import Models
