@@ -50,7 +50,7 @@ DESCRIPTIONS = {
     429: "The queue is full or a limit is reached; Retry-After says when to try again",
     500: "The server failed; its log holds the cause under the request id",
     501: "This server, or this model, does not do that",
-    503: "The server is shutting down",
+    503: "The model is not loaded yet, or the server is shutting down",
     504: "The answer was not ready within the time limit",
 }
 
