@@ -45,8 +45,9 @@ class Lobby:
 
     def make_room(self) -> None:
         """One connection has come too many."""
-        longest = next(iter(self.waiting))  # the new one, where all others are at work
-        longest.leave()
+        longest = next(iter(self.waiting), None)  # the new one, where all others are at work
+        if longest is not None:  # else even that has gone already
+            longest.leave()
         now = time.monotonic()
         if now - self.warned > WARN_SECONDS:
             self.warned = now

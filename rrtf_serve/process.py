@@ -78,6 +78,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for sock in sockets or []:
+            sock.listen(LISTEN_BACKLOG)  # asyncio has one number for what waits and what is accepted at once
         self._beginning = asyncio.create_task(self._start())
 
     async def _start(self) -> None:
@@ -169,10 +171,8 @@ async def run(
     """Serve until a signal says stop; False where SIGINT said so while `begin` still went on. Raises what
     `begin` raises, once the port is closed. trusted_proxies: addresses or networks whose word on the client's
     address and scheme (X-Forwarded-For, X-Forwarded-Proto) is taken. receive_seconds: see Lobby."""
-    # As many are also accepted at once, before any of them is looked at: never more than there are files for.
-    backlog = min(LISTEN_BACKLOG, most_connections())
     try:
-        listener.listen(backlog)
+        listener.listen(LISTEN_BACKLOG)
     except OSError as error:  # another server that was still loading took the port first
         host, port = listener.getsockname()[:2]
         raise _taken(host, port, error) from error
@@ -186,7 +186,9 @@ async def run(
             proxy_headers=bool(trusted_proxies),
             forwarded_allow_ips=list(trusted_proxies),
             server_header=False,
-            backlog=backlog,
+            # So many are accepted at once: each needs a file before any of them is looked at, and one that
+            # has to make room gives its own back some turns of the loop later.
+            backlog=max(1, min(LISTEN_BACKLOG, most_connections() // 8)),
             http=protocol(Lobby(receive_seconds)),
         ),
         work,

@@ -235,7 +235,7 @@ def test_with_few_files_and_many_idle_connections_health_still_answers(tmp_path:
         resource.prlimit(live.process.pid, resource.RLIMIT_NOFILE, (64, 64))
         parts = urlsplit(live.address)
         held = [socket.create_connection((parts.hostname, parts.port), 60) for _ in range(150)]
-        try:
+        try:  # where more are accepted than there are files for, asyncio waits a second and goes on
             for _ in range(3):
                 assert httpx.get(f"{live.address}/health", timeout=60).status_code == 200
             body = {"prompt": "abc", "max_tokens": 4}
