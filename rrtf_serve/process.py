@@ -7,13 +7,15 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
+
+from rrtf_serve.connection import Lobby, most_connections, protocol
 
 LAST_WORDS_SECONDS = 5  # for clients to hear that their request was ended
 LISTEN_BACKLOG = 2048  # connections that wait while the event loop is busy
@@ -48,6 +50,9 @@ class Server(uvicorn.Server):
     The first SIGINT or SIGTERM gives accepted requests the time of `ending`; a second one ends them at once.
     Either way the scheduler ends them, so that clients hear of it, before uvicorn cuts their connections.
     SIGHUP calls `hang_up`, where there is one, and stops nothing.
+
+    The port is open while `begin` goes on; `greet` is called after it. Where it fails the server ends, and
+    `begun` raises what it raised.
     """
 
     def __init__(
@@ -55,28 +60,54 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         work: Work,
         ending: Ending,
+        *,
+        begin: Callable[[], Awaitable[None]],
         greet: Callable[[], None],
         hang_up: Callable[[], None] | None,
     ) -> None:
         super().__init__(config)
         self._work = work
         self._ending = ending
+        self._begin = begin
         self._greet = greet
+        self._beginning: asyncio.Task[None] | None = None
+        self.interrupted = False  # by SIGINT, before all had begun
         self._hang_up = hang_up
         self._stopping = False
         self._closing: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for sock in sockets or []:
+            sock.listen(LISTEN_BACKLOG)  # asyncio has one number for what waits and what is accepted at once
+        self._beginning = asyncio.create_task(self._start())
+
+    async def _start(self) -> None:
+        try:
+            await self._begin()
+        except BaseException:
+            self.should_exit = True
+            self.config.timeout_graceful_shutdown = LAST_WORDS_SECONDS  # there is no work
+            raise
         # Not before: whoever reads the address may use it at once.
-        self._greet()
+        if not self._stopping:
+            self._greet()
+
+    async def begun(self) -> None:
+        """After `serve`. What is being loaded can't be stopped; a signal now ends the process."""
+        assert self._beginning is not None
+        if not self._beginning.done():
+            log.warning("stopping once the model is loaded; a second signal stops now")
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+        await self._beginning
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """In place of uvicorn's, which raises the signal again, ending the process before its clean-up."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self._stop, number)
         if self._hang_up is not None:
             loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         try:
@@ -85,16 +116,18 @@ class Server(uvicorn.Server):
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
-    def _stop(self) -> None:
+    def _stop(self, number: int) -> None:
         if self._stopping:
             self.should_exit = True
             self._closing.append(asyncio.create_task(self._work.close(0)))
             return
         self._stopping = True
+        begun = self._beginning is not None and self._beginning.done()
+        self.interrupted = number == signal.SIGINT and not begun
         app = self.config.app
         if isinstance(app, FastAPI) and hasattr(app.state, "readiness"):
             app.state.readiness.draining = True
-        if self._ending.delay_seconds:
+        if begun and self._ending.delay_seconds:
             log.warning("stopping in %g s; a second signal stops now", self._ending.delay_seconds)
             asyncio.get_running_loop().call_later(self._ending.delay_seconds, self._leave)
         else:
@@ -119,18 +152,25 @@ class Server(uvicorn.Server):
         await asyncio.gather(*self._closing)
 
 
+async def _nothing() -> None:
+    pass
+
+
 async def run(
     app: FastAPI,
     listener: socket.socket,
     work: Work,
     ending: Ending,
     *,
+    begin: Callable[[], Awaitable[None]] = _nothing,
     greet: Callable[[], None],
     hang_up: Callable[[], None] | None = None,
     trusted_proxies: Sequence[str] = (),
-) -> None:
-    """Serve until a signal says stop. trusted_proxies: addresses or networks whose word on the client's
-    address and scheme (X-Forwarded-For, X-Forwarded-Proto) is taken."""
+    receive_seconds: float = 30.0,
+) -> bool:
+    """Serve until a signal says stop; False where SIGINT said so while `begin` still went on. Raises what
+    `begin` raises, once the port is closed. trusted_proxies: addresses or networks whose word on the client's
+    address and scheme (X-Forwarded-For, X-Forwarded-Proto) is taken. receive_seconds: see Lobby."""
     try:
         listener.listen(LISTEN_BACKLOG)
     except OSError as error:  # another server that was still loading took the port first
@@ -146,14 +186,20 @@ async def run(
             proxy_headers=bool(trusted_proxies),
             forwarded_allow_ips=list(trusted_proxies),
             server_header=False,
-            backlog=LISTEN_BACKLOG,
+            # So many are accepted at once: each needs a file before any of them is looked at, and one that
+            # has to make room gives its own back some turns of the loop later.
+            backlog=max(1, min(LISTEN_BACKLOG, most_connections() // 8)),
+            http=protocol(Lobby(receive_seconds)),
         ),
         work,
         ending,
-        greet,
-        hang_up,
+        begin=begin,
+        greet=greet,
+        hang_up=hang_up,
     )
     await server.serve(sockets=[listener])
+    await server.begun()
+    return not server.interrupted
 
 
 def reserve(host: str, port: int) -> socket.socket:

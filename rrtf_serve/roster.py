@@ -2,10 +2,12 @@
 
     roster = Roster(known, load, Residence())
     models = Models(roster.known, roster)
+    await roster.begin()
     ...
     await roster.close(drain_seconds)
 
-The first is loaded before the server answers, the others at their first request. A model is unloaded only
+The first is loaded when the server starts, and until then every request for a model hears that it is; the
+others are loaded at their first request. A model is unloaded only
 while nothing of it waits or runs, the one that was asked for longest ago first.
 """
 
@@ -14,9 +16,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from rrtf_serve.api.errors import ApiError
 from rrtf_serve.api.settings import Known, Served
@@ -81,26 +82,25 @@ class _Place:
 
 
 class Roster:
-    """load: makes a model's engine and scheduler, in a thread; raises ModelError, ValueError. opened: by
-    name, those that are loaded already. free: bytes of memory that are available, None where nobody knows:
-    then only `most` limits."""
+    """load: makes a model's engine and scheduler, in a thread; raises ModelError, ValueError. free: bytes of
+    memory that are available, None where nobody knows: then only `most` limits."""
 
     def __init__(
         self,
         known: Sequence[Known],
         load: Callable[[Known], Opened],
         residence: Residence,
-        opened: Mapping[str, Opened] = MappingProxyType({}),
         free: Callable[[], int | None] = available_memory,
     ) -> None:
         self.known = list(known)
-        self._places = {each.name: _Place(each, opened.get(each.name)) for each in known}
+        self._places = {each.name: _Place(each) for each in known}
         self._load = load
         self._residence = residence
         self._free = free
         self._changing = asyncio.Lock()  # one load or unload at a time
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
+        self._beginning = False
 
     @property
     def rows_running(self) -> int:
@@ -114,8 +114,21 @@ class Roster:
     def loaded(self) -> list[Served]:
         return [each.opened.served for each in self._places.values() if each.opened is not None]
 
+    async def begin(self) -> None:
+        """Load the first model, and start to unload what nobody asks for. Raises what `load` raises; the
+        roster is of no use then."""
+        self._beginning = True
+        async with self._changing:
+            place = self._places[self.known[0].name]
+            place.opened = await self._loaded(place)
+            place.asked = time.monotonic()
+        self._beginning = False
+        self.start()
+
     async def open(self, known: Known) -> Served:
-        """Raises ApiError 503 where there is no room, or where it can't be loaded."""
+        """Raises ApiError 503 where there is no room, where it can't be loaded, and while `begin` goes on."""
+        if self._beginning:
+            raise _not_now(f"The model '{self.known[0].name}' is being loaded. Try again shortly.", 5)
         place = self._places[known.name]
         place.asked = time.monotonic()
         if place.opened is None:
@@ -131,21 +144,25 @@ class Roster:
         if self._closed:
             raise _not_now(f"The server is shutting down; '{name}' is not loaded any more.", 5)
         began = time.monotonic()
-        # Not cancelled with the request that asked: others may wait for the same model by then.
-        task = asyncio.ensure_future(asyncio.to_thread(self._load, place.known))
         try:
-            opened = await asyncio.shield(task)
+            opened = await self._loaded(place)
         except (ModelError, ValueError, MemoryError, OSError) as error:
             log.error("%s can't be loaded: %s", name, error)
             raise _not_now(
                 f"The model '{name}' can't be loaded here; the server's log says why.", 60
             ) from error
+        log.info("%s loaded in %.1f s", name, time.monotonic() - began)
+        return opened
+
+    async def _loaded(self, place: _Place) -> Opened:
+        # Not cancelled with the request that asked: others may wait for the same model by then.
+        task = asyncio.ensure_future(asyncio.to_thread(self._load, place.known))
+        try:
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             # The lock is held until it is done: two models must not be loaded at once.
             place.opened = await task
             raise
-        log.info("%s loaded in %.1f s", name, time.monotonic() - began)
-        return opened
 
     async def _make_room(self, place: _Place) -> None:
         """Unload others until this one fits. Raises ApiError 503."""
