@@ -2,11 +2,13 @@
 
     roster = Roster(known, load, Residence())
     models = Models(roster.known, roster)
+    await roster.begin()
     ...
     await roster.close(drain_seconds)
 
-The first is loaded before the server answers, the others at their first request. A model is unloaded only
-while no request holds it and nothing of it waits or runs, the one that was used longest ago first.
+The first is loaded when the server starts, and until then every request for a model hears that it is; the
+others are loaded at their first request. A model is unloaded only while no request holds it and nothing of it
+waits or runs, the one that was used longest ago first.
 """
 
 from __future__ import annotations
@@ -14,9 +16,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from rrtf_serve.api.errors import ApiError, queue_full, shutting_down
 from rrtf_serve.api.settings import Known, Served
@@ -83,20 +84,18 @@ class _Place:
 
 
 class Roster:
-    """load: makes a model's engine and scheduler, in a thread; raises ModelError, ValueError. opened: by
-    name, those that are loaded already. free: bytes of memory that are available, None where nobody knows:
-    then only `most` limits."""
+    """load: makes a model's engine and scheduler, in a thread; raises ModelError, ValueError. free: bytes of
+    memory that are available, None where nobody knows: then only `most` limits."""
 
     def __init__(
         self,
         known: Sequence[Known],
         load: Callable[[Known], Opened],
         residence: Residence,
-        opened: Mapping[str, Opened] = MappingProxyType({}),
         free: Callable[[], int | None] = available_memory,
     ) -> None:
         self.known = list(known)
-        self._places = {each.name: _Place(each, opened.get(each.name)) for each in known}
+        self._places = {each.name: _Place(each) for each in known}
         self._load = load
         self._residence = residence
         self._free = free
@@ -105,6 +104,7 @@ class Roster:
         self._waiting = 0  # requests, for models to be loaded
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
+        self._beginning = False
 
     @property
     def rows_running(self) -> int:
@@ -121,8 +121,22 @@ class Roster:
     def is_open(self, known: Known) -> bool:
         return self._places[known.name].opened is not None
 
+    async def begin(self) -> None:
+        """Load the first model, and start to unload what nobody asks for. Raises what `load` raises; the
+        roster is of no use then."""
+        self._beginning = True
+        async with self._changing:
+            place = self._places[self.known[0].name]
+            place.opened = await self._loaded(place)
+            place.used = time.monotonic()
+        self._beginning = False
+        self.start()
+
     async def open(self, known: Known) -> Served:
-        """Raises ApiError 503 where there is no room or it can't be loaded, 429 where too many wait."""
+        """Raises ApiError 503 where there is no room, where it can't be loaded, and while `begin` goes on;
+        429 where too many wait."""
+        if self._beginning:
+            raise _not_now(f"The model '{self.known[0].name}' is being loaded. Try again shortly.", 5)
         place = self._places[known.name]
         place.holders += 1
         try:
@@ -161,16 +175,17 @@ class Roster:
         try:
             async with self._changing:
                 if await self._make_room(place):
-                    place.opened = await self._opened(place.known)
+                    place.opened = await self._opened(place)
         except Exception as error:  # whatever it is, those who wait must hear of it
             problem = error
         place.opening = None
         _settle(opening, problem)
 
-    async def _opened(self, known: Known) -> Opened:
+    async def _opened(self, place: _Place) -> Opened:
+        known = place.known
         began = time.monotonic()
         try:
-            opened = await asyncio.to_thread(self._load, known)
+            opened = await self._loaded(place)
         except (ModelError, ValueError, MemoryError, OSError) as error:
             log.error("%s can't be loaded: %s", known.name, error)
             raise _not_now(
@@ -178,6 +193,15 @@ class Roster:
             ) from error
         log.info("%s loaded in %.1f s", known.name, time.monotonic() - began)
         return opened
+
+    async def _loaded(self, place: _Place) -> Opened:
+        task = asyncio.ensure_future(asyncio.to_thread(self._load, place.known))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # The lock is held until it is done: two models must not be loaded at once.
+            place.opened = await task
+            raise
 
     async def _make_room(self, place: _Place) -> bool:
         """Unload others until this one fits. False: nobody waits for it any more. Raises ApiError 503."""

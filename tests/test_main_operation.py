@@ -22,7 +22,9 @@ import httpx
 import pytest
 from fake_engine import FakeEngine, byte_tokenizer
 from fastapi import FastAPI
-from live import NAME
+from live import NAME, rrtf_serve
+from test_roster import Loader, known
+from tiny_ct2 import write_servable
 
 from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
 from rrtf_serve.api.keys import Keyring
@@ -34,10 +36,12 @@ from rrtf_serve.config import ServeConfig, read_config
 from rrtf_serve.engine.protocol import TokenLogprob
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.main import Operation, _bound, main, settings_of
+from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.families import FAMILIES
 from rrtf_serve.models.folder import Card
 from rrtf_serve.models.prompts import Prompts
 from rrtf_serve.process import LAST_WORDS_SECONDS, Ending, address_of, reserve, run
+from rrtf_serve.roster import Residence, Roster
 
 PATH = "/v1/completions"
 
@@ -48,6 +52,7 @@ WRONG = [
     ["--concurrent-requests", "0"],
     ["--max-body-bytes", "10"],
     ["--max-prompt-tokens", "0"],
+    ["--max-queue-tokens", "0"],
     ["--request-seconds", "0"],
     ["--request-seconds", "nan"],
     ["--first-token-seconds", "-1"],
@@ -90,6 +95,20 @@ def test_every_flag_is_a_setting_and_every_setting_a_flag() -> None:
     assert (
         read_config(None, vars(parser().parse_args([])) | {"config": None, "prepare": None}) == ServeConfig()
     )
+
+
+def test_the_bounds_of_the_queue_reach_the_scheduler(tmp_path: Path) -> None:
+    folder = write_servable(tmp_path / "tiny")
+    with (
+        rrtf_serve(str(folder), "--max-queue-tokens", "40", "--threads", "1", "--no-ui") as live,
+        httpx.Client(base_url=live.address, timeout=60) as client,
+    ):
+        whole = client.post(PATH, json={"prompt": "abcdefgh", "max_tokens": 32})
+        over = client.post(PATH, json={"prompt": "abcdefgh", "max_tokens": 33})
+    assert whole.status_code == 200
+    assert over.status_code == 400
+    assert "needs 41 tokens" in over.json()["error"]["message"]
+    assert "accepts 40 at most" in over.json()["error"]["message"]
 
 
 def test_lists_come_from_repeated_flags_and_from_files(tmp_path: Path) -> None:
@@ -364,7 +383,7 @@ app, scheduler = api(Stuck(), Operation(Keyring([]), Origins(), Metrics(), log))
 async def main(listener):
     await run(
         app, listener, scheduler, Ending(DRAIN), greet=lambda: print(address_of(listener), flush=True),
-        at_last=lambda seconds: leave_within(seconds, log.close),
+        at_last=lambda seconds, status: leave_within(seconds, status, log.close),
     )
 
 with reserve("127.0.0.1", 0) as listener:
@@ -401,6 +420,137 @@ def test_what_cannot_be_stopped_does_not_hold_the_process_back(signals: int, dra
             assert "Traceback" not in said
         finally:
             process.kill()
+
+
+def while_loading(
+    loader: Loader, client_side: Callable[[httpx.AsyncClient, asyncio.Event], Awaitable[None]]
+) -> bool:
+    """Run a server whose first model is loaded by `loader`, and the client beside it; what `run` says."""
+
+    async def both() -> bool:
+        roster = Roster([known("a"), known("b")], loader, Residence(), free=lambda: loader.free)
+        app = create_app(Models(roster.known, roster), settings=ApiSettings())
+        app.state.readiness.loading = True
+        greeted = asyncio.Event()
+
+        async def begin() -> None:
+            await roster.begin()
+            app.state.readiness.loading = False
+
+        with reserve("127.0.0.1", 0) as listener:
+            address = address_of(listener)
+            ending = Ending(60.0, delay_seconds=3600.0)
+            running = asyncio.create_task(run(app, listener, roster, ending, begin=begin, greet=greeted.set))
+            try:
+                async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+                    await client_side(client, greeted)
+                return await running
+            finally:
+                loader.gate.set()
+                if not running.done():
+                    running.cancel()
+                await roster.close(0)
+                await roster.release()
+
+    return asyncio.run(asyncio.wait_for(both(), 120))
+
+
+def test_the_port_is_open_while_the_first_model_is_loaded() -> None:
+    loader = Loader()
+    loader.gate.clear()
+    asks: dict[str, dict[str, Any]] = {
+        PATH: {"prompt": "abc", "max_tokens": 2, "stream": True},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "model": "b"},
+        "/infill": {"input_prefix": "a", "input_suffix": "b"},
+        "/api/generate": {"model": "a", "prompt": "abc"},
+        "/generate": {"inputs": "abc"},
+    }
+
+    async def client_side(client: httpx.AsyncClient, greeted: asyncio.Event) -> None:
+        while True:
+            try:
+                assert (await client.get("/health")).status_code == 200
+                break
+            except httpx.ConnectError:  # not yet
+                await asyncio.sleep(0.005)
+        ready = await client.get("/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "loading"})
+        assert ready.headers["retry-after"]
+        names = (await client.get("/v1/models")).json()["data"]
+        assert [each["id"] for each in names] == ["a", "b"]
+        for path, body in asks.items():
+            answer = await client.post(path, json=body)
+            assert answer.status_code == 503, path
+            assert answer.headers["retry-after"] == "5"
+            error = answer.json()["error"]
+            message = error if isinstance(error, str) else error["message"]
+            assert "'a' is being loaded" in message, path
+        assert (await client.get("/health")).status_code == 200
+        assert not greeted.is_set()
+        assert loader.log == []
+        loader.gate.set()
+        await greeted.wait()
+        assert (await client.get("/ready")).status_code == 200
+        assert (await client.post(PATH, json={"prompt": "abc", "max_tokens": 2})).status_code == 200
+        os.kill(os.getpid(), signal.SIGTERM)
+        while (await client.get("/ready")).status_code == 200:
+            await asyncio.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert while_loading(loader, client_side)
+    assert loader.log == ["+a", "-a"]
+
+
+def test_a_first_model_that_cannot_be_loaded_ends_the_server() -> None:
+    loader = Loader(fails=ModelError("weights are cut"))
+    loader.gate.clear()
+
+    async def client_side(client: httpx.AsyncClient, greeted: asyncio.Event) -> None:
+        loader.gate.set()
+
+    with pytest.raises(ModelError, match="weights are cut"):
+        while_loading(loader, client_side)
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_a_signal_while_the_first_model_is_loaded_stops_after_it(number: signal.Signals, said: bool) -> None:
+    loader = Loader()
+    loader.gate.clear()
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+
+    async def client_side(client: httpx.AsyncClient, greeted: asyncio.Event) -> None:
+        while True:
+            try:
+                await client.get("/health")
+                break
+            except httpx.ConnectError:
+                await asyncio.sleep(0.005)
+        os.kill(os.getpid(), number)
+        while True:
+            try:
+                await client.get("/health")
+            except httpx.TransportError:  # the port is closed, the model not there yet
+                break
+        loader.gate.set()
+        assert not greeted.is_set()
+
+    try:
+        assert while_loading(loader, client_side) is said
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert loader.log == ["+a", "-a"]
+
+
+def test_a_model_whose_weights_are_cut_ends_the_process_and_is_named(tmp_path: Path) -> None:
+    folder = write_servable(tmp_path / "tiny")
+    weights = folder / "model.bin"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    command = [sys.executable, "-m", "rrtf_serve.main", "--model", str(folder), "--port", "0", "--no-ui"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert str(folder) in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_proxy_is_believed_only_where_it_was_named(operation: Operation, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Visit:
     # What it may use.
     deadline: float | None = None
     max_prompt_tokens: int | None = None
+    receive_seconds: float | None = None  # see api/body
     account: Account | None = None
     keep_prompts: bool = False
     receive: Receive | None = None  # what its client sends; None: nobody can leave
