@@ -37,6 +37,11 @@ def check_tuning(tuning: str, device: torch.device) -> None:
         raise ModelError("--tune qlora needs bitsandbytes: pip install bitsandbytes")
 
 
+def without_adapter(model: Any) -> Any:
+    """The causal language model itself, where PEFT is around it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def put_adapter(model: Any, tuning: str, options: AdapterOptions) -> Any:
     """The model with a fresh LoRA on it, all else frozen. Raises ModelError on a family without targets."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training  # noqa: PLC0415  # slow

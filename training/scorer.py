@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rrtf_serve.models.errors import ModelError
+from training.adapters import without_adapter
 from training.logprobs import answer_sums, logprobs_of, logprobs_through
 from training.packing import PADDING, Rows, block_mask
 
@@ -28,7 +29,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = model
         self._layout = layout
-        causal = model.get_base_model() if hasattr(model, "peft_config") else model
+        causal = without_adapter(model)
         config = causal.config
         changed = [name for name in _LOGIT_CHANGES if getattr(config, name, None) not in (None, 1, 1.0)]
         if changed:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.folder import write_card
 from rrtf_serve.models.source import Kind
-from training.adapters import put_adapter
+from training.adapters import put_adapter, without_adapter
 from training.fit import Student
 from training.fit_options import AdapterOptions
 
@@ -73,7 +73,7 @@ def compile_layers(model: Any) -> None:
 
     Rows are ever other lengths, so their dimensions are left open.
     """
-    causal = model.get_base_model() if hasattr(model, "peft_config") else model
+    causal = without_adapter(model)
     kinds = set(causal._no_split_modules or ())
     layers = [module for module in causal.modules() if type(module).__name__ in kinds]
     if not layers:
