@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from rrtf_serve.connection import Lobby, most_connections, protocol
 
 LAST_WORDS_SECONDS = 5  # from the end of the drain to that of the process, what supervisors are told
-END_SECONDS = 4  # the same, as it is kept
+END_SECONDS = LAST_WORDS_SECONDS - 1  # the same, as it is kept
 HEARING_SECONDS = 3  # of these: for clients to read that their request was ended
 HASTE_SECONDS = 1  # for the same after a second signal
 HASTY_END_SECONDS = 3  # from the second signal to the end of the process
