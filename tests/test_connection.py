@@ -43,6 +43,27 @@ def connected(address: str, *, small_buffer: bool = False) -> Iterator[socket.so
         yield made
 
 
+@contextmanager
+def dripping(sock: socket.socket, byte: bytes) -> Iterator[None]:
+    """The client goes on, a byte at a time, until the server closes or the test is through."""
+    through = threading.Event()
+
+    def drip() -> None:
+        try:
+            while not through.wait(0.05):
+                sock.sendall(byte)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        yield
+    finally:
+        through.set()
+        thread.join()
+
+
 def rest(sock: socket.socket) -> bytes:
     """All that comes until the server closes."""
     data = b""
@@ -69,23 +90,9 @@ def test_a_head_that_does_not_come_closes_the_connection(sent: bytes) -> None:
 
 def test_a_head_that_comes_letter_by_letter_has_no_more_time() -> None:
     with serving(settings=SHORT) as server, connected(server.address) as sock:
-        closed = threading.Event()
-
-        def drip() -> None:
-            try:
-                while not closed.wait(0.05):
-                    sock.sendall(b"x")
-            except OSError:
-                pass
-
         sock.sendall(b"GET /health HTTP/1.1\r\nx: ")
-        dripping = threading.Thread(target=drip)
-        dripping.start()
-        try:
+        with dripping(sock, b"x"):
             assert rest(sock) == b""
-        finally:
-            closed.set()
-            dripping.join()
 
 
 @pytest.mark.parametrize(
@@ -141,22 +148,8 @@ def test_a_body_that_nobody_reads_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
     settings = ApiSettings(receive_seconds=0.4, max_body_bytes=1024)
     with serving(settings=settings) as server, connected(server.address) as sock:
         sock.sendall(head(length=1_000_000))
-        closed = threading.Event()
-
-        def drip() -> None:
-            try:
-                while not closed.wait(0.05):
-                    sock.sendall(b" ")
-            except OSError:
-                pass
-
-        dripping = threading.Thread(target=drip)
-        dripping.start()
-        try:
+        with dripping(sock, b" "):
             assert rest(sock).startswith(b"HTTP/1.1 413 ")
-        finally:
-            closed.set()
-            dripping.join()
 
 
 def test_an_answer_has_all_the_time_that_it_and_its_reader_need() -> None:
