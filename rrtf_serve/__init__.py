@@ -6,8 +6,8 @@ sandbox/  untrusted code: run it, judge it
 problems/ programming problems: load, prompt, extract, judge, score
 api/      how clients ask: OpenAI's HTTP API
 config    settings of `rrtf-serve`;  arguments  its flags;  preparation  fetch and convert
-process   address, start and end;  prepared  models ready on the disk;  roster  models in memory, as many as
-          fit;  memory  how much is free
+process   address, start and end;  connection  how long a request may take to arrive
+prepared  models ready on the disk;  roster  models in memory, as many as fit;  memory  how much is free
 loading  which engine runs what;  sampling  opens what answers problems: an engine or a URL
 greeting  what is printed at the start;  parts  finds converters and pages by entry point;  stopping  SIGTERM
           as an exception
