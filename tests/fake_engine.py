@@ -63,6 +63,7 @@ class FakeEngine:
     vocabulary: int = 256 + len(SPECIALS)
     open: threading.Event = field(default_factory=threading.Event)  # steps wait for it
     started: list[Request] = field(default_factory=list)
+    scored_prompts: list[int] = field(default_factory=list)  # tokens of each
 
     def __post_init__(self) -> None:
         self.open.set()
@@ -75,6 +76,7 @@ class FakeEngine:
         return FakeBatch(self, requests)
 
     def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
+        self.scored_prompts.append(len(prompt))
         return [self.scored(token, top, at) for at, token in enumerate(prompt[1:])]
 
     def close(self) -> None:

@@ -158,6 +158,49 @@ def test_more_tokens_than_a_minute_has_are_given_out_of_a_full_minute_once() -> 
         assert refused.headers["x-ratelimit-remaining-tokens"] == "0"
 
 
+def scored(server: Running, prompt: str | list[str], **fields: object) -> httpx.Response:
+    return ask(server, prompt=prompt, echo=True, logprobs=0, **fields)
+
+
+def test_a_scored_prompt_is_held_to_the_longest_prompt() -> None:
+    engine = FakeEngine()
+    with serving(engine, settings=ApiSettings(max_prompt_tokens=10)) as server:
+        refused = scored(server, ["a", "b" * 11], max_tokens=0)
+        assert scored(server, "a" * 10, max_tokens=0).status_code == 200
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert engine.scored_prompts == [10], "nothing is read before the longest is known to be allowed"
+
+
+def test_scored_tokens_count_and_those_that_are_gone_on_with_count_once() -> None:
+    engine = FakeEngine()
+    with serving(engine, keys=ring(), settings=limited(Limits(tokens_per_minute=100))) as server:
+        first = scored(server, ["a" * 20, "b" * 20], max_tokens=0)
+        second = scored(server, "c" * 30, max_tokens=10)
+        refused = scored(server, ["d" * 20, "e" * 20], max_tokens=0)
+    assert [answer.status_code for answer in (first, second, refused)] == [200, 200, 429]
+    assert 60 <= int(first.headers["x-ratelimit-remaining-tokens"]) < 65
+    assert 20 <= int(second.headers["x-ratelimit-remaining-tokens"]) < 30, "40 of them, not 70"
+    assert refused.json()["error"]["type"] == "tokens"
+    assert engine.scored_prompts == [20, 20, 30], "nothing is read that can't be paid for"
+
+
+def test_a_full_queue_gives_the_tokens_of_a_score_back() -> None:
+    engine = FakeEngine()
+    engine.open.clear()
+    limits = Limits(tokens_per_minute=1000)
+    with serving(engine, keys=ring(), settings=limited(limits), max_queue=1) as server:
+        threads = [threading.Thread(target=ask, args=(server,)) for _ in range(2)]
+        threads[0].start()
+        until(lambda: bool(engine.started))
+        threads[1].start()
+        until(lambda: server.scheduler.queue_depth == 1)
+        full = [scored(server, "a" * 200, max_tokens=300) for _ in range(4)]
+        engine.open.set()
+        for thread in threads:
+            thread.join()
+    assert {answer.json()["error"]["type"] for answer in full} == {"requests"}
+
+
 def test_a_full_queue_gives_tokens_back() -> None:
     engine = FakeEngine()
     engine.open.clear()

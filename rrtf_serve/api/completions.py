@@ -9,12 +9,13 @@ from collections.abc import Callable
 from rrtf_serve.api.answer import Echo, Plan
 from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Parsed, Values, parse
-from rrtf_serve.api.generation import Job, Scored, refusals, room
+from rrtf_serve.api.generation import Job, Scored, refusals, reserve, room
 from rrtf_serve.api.infill import Infill, infill_job, marked, no_infill
 from rrtf_serve.api.options import check_length, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
 from rrtf_serve.api.visit import current
+from rrtf_serve.engine.scheduler import QueueFull
 from rrtf_serve.models.prompts import PromptError
 from rrtf_serve.models.tokens import Detokenizer, Tokenizer
 
@@ -49,9 +50,6 @@ async def plan_completion(
     prompts, rooms = await asyncio.to_thread(_encode, served, given, values, engine.max_context)
     asked: int | None = values["logprobs"]
     ranked = copies > values["n"]
-    echoes: tuple[Echo, ...] = ()
-    if values["echo"]:
-        echoes = await _echoes(served, given, prompts, asked, infill=infill)
     job = Job(
         prompts,
         copies,
@@ -60,6 +58,9 @@ async def plan_completion(
         served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
         values["stop"] + (served.prompts.middle_stops(_text(given), values["suffix"]) if infill else ()),
     )
+    echoes: tuple[Echo, ...] = ()
+    if values["echo"]:
+        echoes = await _echoes(served, given, job, asked, infill=infill)
     return _plan(served, parsed, job, echoes)
 
 
@@ -150,7 +151,7 @@ def _infill(served: Served, prefix: str, suffix: str, context: int, asked: int |
 async def _echoes(
     served: Served,
     given: tuple[Prompt, ...],
-    prompts: tuple[tuple[int, ...], ...],
+    job: Job,
     top: int | None,
     *,
     infill: bool,
@@ -167,25 +168,32 @@ async def _echoes(
             ("logprobs",), "With echo and suffix the prompt's tokens aren't in the text's order."
         )
     longest = served.scheduler.capabilities.max_scored_tokens
-    if max(map(len, prompts)) > longest:
+    if max(map(len, job.prompts)) > longest:
         raise ApiError(
             400,
             f"echo with logprobs takes prompts of at most {longest} tokens on this server, but got "
-            f"{max(map(len, prompts))}.",
+            f"{max(map(len, job.prompts))}.",
             "invalid_value",
             path=("prompt",),
         )
+    reserve(job)
     return tuple(
         [
             Echo(text, await _score(served, text, prompt, top))
-            for text, prompt in zip(texts, prompts, strict=True)
+            for text, prompt in zip(texts, job.prompts, strict=True)
         ]
     )
 
 
 async def _score(served: Served, text: str, prompt: tuple[int, ...], top: int) -> tuple[Scored, ...]:
+    visit = current()
+    visit.scored(served.name, len(prompt), text)
     with refusals(("prompt",)):
-        records = await served.scheduler.score(prompt, top, current().ticket())
+        try:
+            records = await served.scheduler.score(prompt, top, visit.ticket())
+        except QueueFull:
+            visit.prompt_tokens -= len(prompt)  # it was not read
+            raise
     offsets = await asyncio.to_thread(_offsets, served.tokenizer, text, prompt)
     first = Scored(prompt[0], offsets[0], None)
     rest = [

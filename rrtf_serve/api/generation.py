@@ -93,6 +93,12 @@ def room(context: int, prompt: int, asked: int | None, default: int, path: Field
     return asked
 
 
+def reserve(job: Job) -> None:
+    """Before any of it is read: its tokens count for its client's limits. Raises ApiError 400 or 429."""
+    prompts = [len(prompt) for prompt in job.prompts]
+    current().reserve(max(prompts), sum(prompts) + job.copies * sum(job.max_tokens))
+
+
 class Generation:
     def __init__(self, served: Served, job: Job, owner: str | None) -> None:
         self.job = job
@@ -109,10 +115,7 @@ class Generation:
             for prompt, tokens in zip(job.prompts, job.max_tokens, strict=True)
             for copy in range(job.copies)
         ]
-        self._visit.reserve(
-            max(map(len, job.prompts)),
-            sum(map(len, job.prompts)) + sum(each.max_tokens for each in requests),
-        )
+        reserve(job)
         with refusals(("prompt",)):
             ticket = Ticket(owner, job.interactive, job.editor, self._visit.deadline)
             self._stream = served.scheduler.submit(requests, ticket)

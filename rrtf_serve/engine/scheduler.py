@@ -98,7 +98,9 @@ class Scheduler:
         left = None if ticket.deadline is None else max(0.0, ticket.deadline - time.monotonic())
         try:
             async with asyncio.timeout(left):
-                return await work.answer
+                records = await work.answer
+            self._accepted.observer.tokens(work.tokens, 0)
+            return records
         except TimeoutError as error:
             raise DeadlineExceeded from error
         finally:
