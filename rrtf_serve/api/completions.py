@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 from rrtf_serve.api.answer import Echo, Plan
-from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
+from rrtf_serve.api.encoding import Encoded, encode_each
+from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Parsed, Values, parse
 from rrtf_serve.api.generation import Job, Scored, refusals, reserve, room
 from rrtf_serve.api.infill import Infill, infill_job, marked, no_infill
@@ -46,14 +48,21 @@ async def plan_completion(
         )
         return _plan(served, parsed, job)
     infill = bool(values["suffix"])
-    # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
-    prompts, rooms = await asyncio.to_thread(_encode, served, given, values, engine.max_context)
+    several = len(given) > 1
+    encoded = await encode_each(
+        served,
+        copies,
+        [
+            partial(_encode, served, prompt, values, ("prompt", index) if several else ("prompt",))
+            for index, prompt in enumerate(given)
+        ],
+    )
     asked: int | None = values["logprobs"]
     ranked = copies > values["n"]
     job = Job(
-        prompts,
+        tuple(ids for ids, _ in encoded),
         copies,
-        rooms,
+        tuple(following for _, following in encoded),
         sampling(values, asked if asked is not None or not ranked else 0),
         served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
         values["stop"] + (served.prompts.middle_stops(_text(given), values["suffix"]) if infill else ()),
@@ -99,34 +108,26 @@ def _editors(given: tuple[Prompt, ...], values: Values) -> Infill | None:
     )
 
 
-def _encode(
-    served: Served, given: tuple[Prompt, ...], values: Values, context: int
-) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Token ids and the number of new tokens, per prompt."""
+def _encode(served: Served, prompt: Prompt, values: Values, path: FieldPath) -> Encoded:
     asked: int | None = values["max_tokens"]
-    encoded = []
-    for index, prompt in enumerate(given):
-        path: tuple[str | int, ...] = ("prompt", index) if len(given) > 1 else ("prompt",)
-        if isinstance(prompt, tuple):
-            ids = _own_ids(served, prompt, values, path)
-        elif values["suffix"]:
-            ids = _infill(served, prompt, values["suffix"], context, asked)
-        else:
-            check_length(served, prompt, ("prompt",))
-            ids = tuple(served.prompts.completion(prompt))
-        if not ids:
-            raise invalid_value(path, "it is empty; the model needs at least one token to start from.")
-        encoded.append((ids, room(context, len(ids), asked, DEFAULT_MAX_TOKENS, ("prompt",))))
-    return tuple(ids for ids, _ in encoded), tuple(tokens for _, tokens in encoded)
+    context = served.scheduler.capabilities.max_context
+    if isinstance(prompt, tuple):
+        ids = _own_ids(served, prompt, values, path)
+    elif values["suffix"]:
+        ids = _infill(served, prompt, values["suffix"], context, asked)
+    else:
+        check_length(served, prompt, ("prompt",))
+        ids = tuple(served.prompts.completion(prompt))
+    if not ids:
+        raise invalid_value(path, "it is empty; the model needs at least one token to start from.")
+    return ids, room(context, len(ids), asked, DEFAULT_MAX_TOKENS, ("prompt",))
 
 
 def _text(given: tuple[Prompt, ...]) -> str:
     return "\n".join(prompt for prompt in given if isinstance(prompt, str))
 
 
-def _own_ids(
-    served: Served, prompt: tuple[int, ...], values: Values, path: tuple[str | int, ...]
-) -> tuple[int, ...]:
+def _own_ids(served: Served, prompt: tuple[int, ...], values: Values, path: FieldPath) -> tuple[int, ...]:
     if values["suffix"]:
         raise unsupported(("suffix",), "It goes with a text prompt, not with token ids.")
     size = served.tokenizer.size

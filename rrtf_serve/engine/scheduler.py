@@ -88,6 +88,10 @@ class Scheduler:
             raise ValueError("no requests: a job needs at least one row")
         return self._accepted.submit(requests, ticket)
 
+    def check_tokens(self, tokens: int) -> None:
+        """Raises ValueError where one request can never need so many, prompts and completions together."""
+        self._accepted.check_tokens(tokens)
+
     async def score(self, prompt: tuple[int, ...], top: int, ticket: Ticket = NOBODY) -> list[TokenLogprob]:
         """Engine.score, in its turn among long jobs.
 

@@ -18,6 +18,7 @@ import codecs
 import json
 import re
 import threading
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,40 @@ def well_formed(text: str) -> str:
     return text
 
 
+class Turns:
+    """A lock that goes to whoever has waited longest. threading.Lock goes to anybody, so a thread that takes
+    it again and again keeps the others out."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self.waiting: deque[threading.Lock] = deque()  # of who waits, each held until it is its turn
+        self._held = False
+
+    def __enter__(self) -> None:
+        with self._guard:
+            if not self._held:
+                self._held = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self.waiting.append(turn)
+        turn.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            if self.waiting:
+                self.waiting.popleft().release()
+            else:
+                self._held = False
+
+
 class Tokenizer:
     """A folder's tokenizer.json. Safe to use from several threads."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Takes the backend over and changes it. Raises ModelError on a vocabulary of another kind."""
         self._backend = backend
-        self._lock = threading.Lock()
+        self._lock = Turns()
         backend.no_truncation()
         backend.no_padding()
         added = backend.get_added_tokens_decoder()

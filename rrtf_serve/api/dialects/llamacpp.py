@@ -9,7 +9,6 @@ as cached, and what stands beyond the context is refused by /completion, never c
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
@@ -27,6 +26,7 @@ from rrtf_serve.api.dialects.continuation import continuation_job, middle_tokens
 from rrtf_serve.api.dialects.endpoint import ANSWER
 from rrtf_serve.api.dialects.llamacpp_shape import ERROR, Ending, Shape, error_body
 from rrtf_serve.api.dialects.timed import TimedGeneration, Times
+from rrtf_serve.api.encoding import encode
 from rrtf_serve.api.errors import SHAPES, ApiError, invalid_value
 from rrtf_serve.api.fields import Field, Parsed, Values, parse
 from rrtf_serve.api.generation import Job
@@ -80,8 +80,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
     def telling(path: str, table: tuple[Field, ...], tell: Tell, summary: str) -> None:
         async def endpoint(request: Request) -> Response:
             served, parsed = await read(request, table)
-            # In a thread: a long text takes a while.
-            return _json(await asyncio.to_thread(tell, served, parsed.values))
+            return _json(await encode(tell, served, parsed.values))
 
         app.add_api_route(
             path,
