@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from rrtf_serve.api.answer import Echo, Plan
@@ -12,7 +13,7 @@ from rrtf_serve.api.encoding import Encoded, encode_each
 from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Parsed, Values, parse
 from rrtf_serve.api.generation import Job, Scored, refusals, reserve, room
-from rrtf_serve.api.infill import Infill, infill_job, marked, no_infill
+from rrtf_serve.api.infill import Infill, infill_job, is_marked, marked, no_infill
 from rrtf_serve.api.options import check_length, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
@@ -41,7 +42,8 @@ async def plan_completion(
     given: tuple[Prompt, ...] = values["prompt"]
     copies = values["best_of"] or values["n"]
     check_rows(settings, len(given), copies)
-    between = _editors(given, values) if editor is not None else None
+    waits = editor is not None and _as_editors_ask(given, values)
+    between = _between(served, _text(given), values) if waits else None
     if between is not None and editor is not None:
         job = await infill_job(
             served, settings, between, sampling(values, None), copies=copies, editor=editor(between)
@@ -66,6 +68,8 @@ async def plan_completion(
         sampling(values, asked if asked is not None or not ranked else 0),
         served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
         values["stop"] + (served.prompts.middle_stops(_text(given), values["suffix"]) if infill else ()),
+        interactive=waits,
+        editor=editor(Infill(_text(given), "")) if waits and editor is not None else None,
     )
     echoes: tuple[Echo, ...] = ()
     if values["echo"]:
@@ -93,18 +97,25 @@ def _plan(served: Served, parsed: Parsed, job: Job, echoes: tuple[Echo, ...] = (
     )
 
 
-def _editors(given: tuple[Prompt, ...], values: Values) -> Infill | None:
-    """None where more is asked for than an editor does: then it is answered as to anybody."""
+def _as_editors_ask(given: tuple[Prompt, ...], values: Values) -> bool:
+    """False where more is asked for than an editor does: then it is answered as to anybody."""
     ranked = (values["best_of"] or values["n"]) > values["n"]
-    if len(given) > 1 or not isinstance(given[0], str) or values["echo"] or ranked:
-        return None
-    if values["logprobs"] is not None:
-        return None
+    one = len(given) == 1 and isinstance(given[0], str)
+    return one and not values["echo"] and not ranked and values["logprobs"] is None
+
+
+def _between(served: Served, prompt: str, values: Values) -> Infill | None:
+    """None where the client has put the prompt together of the model's markers in a way of its own: cut
+    anywhere, or read as text, it would not say what was meant."""
     suffix = values["suffix"] or ""
-    prefix, suffix = (None if suffix else marked(given[0])) or (given[0], suffix)
+    found = None if suffix else marked(prompt)
+    if found is None and not suffix and is_marked(served, prompt):
+        return None
     asked = values["max_tokens"]
-    return Infill(
-        prefix, suffix, max_tokens=DEFAULT_MAX_TOKENS if asked is None else asked, stops=values["stop"]
+    return replace(
+        found or Infill(prompt, suffix),
+        max_tokens=DEFAULT_MAX_TOKENS if asked is None else asked,
+        stops=values["stop"],
     )
 
 
