@@ -10,7 +10,7 @@ from functools import partial
 
 from rrtf_serve.api.answer import Echo, Plan
 from rrtf_serve.api.encoding import Encoded, encode_each
-from rrtf_serve.api.errors import ApiError, FieldPath, context_length_exceeded, invalid_value, unsupported
+from rrtf_serve.api.errors import ApiError, FieldPath, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Parsed, Values, parse
 from rrtf_serve.api.generation import Job, Scored, refusals, reserve, room
 from rrtf_serve.api.infill import Infill, infill_job, is_marked, marked, no_infill
@@ -148,12 +148,11 @@ def _own_ids(served: Served, prompt: tuple[int, ...], values: Values, path: Fiel
 
 
 def _infill(served: Served, prefix: str, suffix: str, context: int, asked: int | None) -> tuple[int, ...]:
-    """An editor sends what it has: what doesn't fit is cut at the ends far from the cursor."""
+    """An editor sends what it has: what doesn't fit is cut at the ends far from the cursor. So that an answer
+    of any length can be asked for, it takes no more than half of the context away from the prompt."""
     if not served.prompts.has_infill:
         raise no_infill(served)
-    completion = min(DEFAULT_MAX_TOKENS, context // 2) if asked is None else asked
-    if completion >= context:
-        raise context_length_exceeded(1, completion, context, ("prompt",))
+    completion = min(DEFAULT_MAX_TOKENS if asked is None else asked, context // 2)
     try:
         return tuple(served.prompts.infill_limited(prefix, suffix, context - completion))
     except PromptError as error:

@@ -81,16 +81,13 @@ def _of_copy(sampling: Sampling, copy: int) -> Sampling:
 
 
 def room(context: int, prompt: int, asked: int | None, default: int, path: FieldPath) -> int:
-    """How many tokens may be generated after `prompt` tokens. A number that was asked for is kept or refused;
-    the default shrinks to what the context leaves. Raises ApiError context_length_exceeded."""
-    left = context - prompt
-    if asked is None:
-        if left < 1:
-            raise context_length_exceeded(prompt, 1, context, path)
-        return min(default, left)
-    if asked > left:
-        raise context_length_exceeded(prompt, asked, context, path)
-    return asked
+    """How many tokens may be generated after `prompt` tokens: as many as are asked for, or as the context
+    leaves where that is less. Raises ApiError context_length_exceeded where it leaves none."""
+    wanted = default if asked is None else asked
+    least = min(wanted, 1)  # none: the prompt alone is asked about, and may fill the context
+    if prompt + least > context:
+        raise context_length_exceeded(prompt, least, context, path)
+    return min(wanted, context - prompt)
 
 
 def reserve(job: Job) -> None:
