@@ -287,3 +287,32 @@ def test_an_answer_beyond_the_time_limit_is_a_504_that_nobody_repeats() -> None:
     assert asked <= 3, "the SDK did not try again"
     assert (streamed.status_code, "[DONE]" in streamed.text) == (200, False)
     assert "deadline_exceeded" in streamed.text
+
+
+def test_a_prompt_that_cannot_be_read_in_time_is_refused_at_once() -> None:
+    settings = ApiSettings(request_seconds=20)
+    with serving(settings=settings, prefill_speed=10) as server:
+        refused = [
+            ask(server, prompt="a" * 201),
+            ask(server, prompt="a" * 101, n=2, temperature=1),
+            ask(server, prompt=["a" * 101] * 2),
+            ask(server, prompt="a" * 201, echo=True, logprobs=0, max_tokens=0),
+        ]
+        assert ask(server, prompt="a" * 200).status_code == 200
+        assert server.engine.scored_prompts == []
+    assert {answer.status_code for answer in refused} == {400}
+    error = refused[0].json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "201 tokens" in error["message"]
+    assert "about 200 in the 20 s" in error["message"]
+    assert (error["n_prompt_tokens"], error["n_ctx"]) == (201, 200)
+
+
+def test_what_is_read_in_pieces_is_left_to_the_deadline() -> None:
+    engine = FakeEngine(capabilities=replace(FakeEngine().capabilities, admission=True))
+    settings = ApiSettings(request_seconds=0.5)
+    engine.open.clear()
+    with serving(engine, settings=settings, prefill_speed=10) as server:
+        answer = ask(server, prompt="a" * 200)
+        engine.open.set()
+    assert answer.status_code == 504

@@ -187,7 +187,7 @@ async def _echoes(
             "invalid_value",
             path=("prompt",),
         )
-    reserve(job)
+    reserve(served, job)
     return tuple(
         [
             Echo(text, await _score(served, text, prompt, top))

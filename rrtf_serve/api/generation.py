@@ -90,10 +90,14 @@ def room(context: int, prompt: int, asked: int | None, default: int, path: Field
     return min(wanted, context - prompt)
 
 
-def reserve(job: Job) -> None:
+def reserve(served: Served, job: Job) -> None:
     """Before any of it is read: its tokens count for its client's limits. Raises ApiError 400 or 429."""
+    visit = current()
     prompts = [len(prompt) for prompt in job.prompts]
-    current().reserve(max(prompts), sum(prompts) + job.copies * sum(job.max_tokens))
+    # An engine that admits reads in pieces: it stops in time, and may remember what a prompt begins with.
+    if served.prefill_speed is not None and not served.scheduler.capabilities.admission:
+        visit.check_reading(job.copies * sum(prompts), served.prefill_speed)
+    visit.reserve(max(prompts), sum(prompts) + job.copies * sum(job.max_tokens))
 
 
 class Generation:
@@ -112,7 +116,7 @@ class Generation:
             for prompt, tokens in zip(job.prompts, job.max_tokens, strict=True)
             for copy in range(job.copies)
         ]
-        reserve(job)
+        reserve(served, job)
         with refusals(("prompt",)):
             ticket = Ticket(owner, job.interactive, job.editor, self._visit.deadline)
             self._stream = served.scheduler.submit(requests, ticket)

@@ -59,6 +59,23 @@ class Visit:
         """For work that is no generation."""
         return Ticket(self.owner, deadline=self.deadline)
 
+    def check_reading(self, tokens: int, speed: float) -> None:
+        """Refuse what can't be read before the deadline, where nothing could stop it then. tokens: of the
+        prompts of all rows. speed: tokens per second. Raises ApiError 400."""
+        if self.deadline is None:
+            return
+        seconds = self.deadline - self.started
+        readable = int(seconds * speed)
+        if tokens > readable:
+            raise ApiError(
+                400,
+                f"The prompts of this request's choices have {tokens} tokens; this server reads about "
+                f"{readable} in the {seconds:g} s that a request may take. Please send less context.",
+                "context_length_exceeded",
+                path=("prompt",),
+                extra={"n_prompt_tokens": tokens, "n_ctx": readable},
+            )
+
     def reserve(self, longest: int, tokens: int) -> None:
         """Before anything is read or made of what takes at most `tokens` in all, with prompts up to
         `longest`. No effect where as much was reserved before. Raises ApiError."""
