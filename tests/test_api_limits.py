@@ -58,10 +58,27 @@ def test_accounts_are_bounded_and_those_in_use_are_kept(monkeypatch: pytest.Monk
     accounts = Accounts(Limits(requests_per_minute=1))
     busy = accounts.of("busy")
     busy.enter()
+    recent = accounts.of("recent")
     for number in range(10):
-        accounts.of(f"idle {number}")
+        accounts.of(f"once {number}").enter()
+        accounts.of(f"once {number}").leave()
+        assert accounts.of("recent") is recent
+        assert len(accounts._accounts) <= 3, "bounded also where nobody's minute is over"
     assert accounts.of("busy") is busy
-    assert len(accounts._accounts) <= 4
+
+
+def test_accounts_of_requests_under_way_are_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rrtf_serve.api.limits.MAX_ACCOUNTS", 3)
+    accounts = Accounts(Limits(concurrent_requests=1))
+    running = {}
+    for number in range(100):
+        running[f"{number}"] = accounts.of(f"{number}")
+        running[f"{number}"].enter()
+    assert all(accounts.of(name) is account for name, account in running.items())
+    for account in running.values():
+        account.leave()
+    accounts.of("new")
+    assert len(accounts._accounts) <= 3
 
 
 @pytest.mark.parametrize(
