@@ -347,6 +347,7 @@ def test_a_full_queue_answers_429_at_once() -> None:
     error = full.json()["error"]
     assert (full.status_code, error["code"], error["type"]) == (429, "rate_limit_exceeded", "requests")
     assert int(full.headers["retry-after"]) >= 1
+    assert 0 < int(full.headers["retry-after-ms"]) <= 1000 * int(full.headers["retry-after"])
 
 
 def test_a_failing_engine_is_a_500_without_a_stack_trace() -> None:
