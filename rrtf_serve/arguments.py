@@ -78,8 +78,8 @@ def parser() -> argparse.ArgumentParser:
     option(
         "--max-queue",
         type=int,
-        help="requests that may wait before new ones get 429, of editors and of others apart, for each loaded "
-        "model (default: 64)",
+        help="requests that may wait before new ones get 429, of editors and of others apart, for each "
+        "loaded model (default: 64)",
     )
     option(
         "--max-queue-tokens",

@@ -319,8 +319,10 @@ class TestCompletion:
 
     def test_what_ended_it(self, said: Say) -> None:
         ask = {"prompt": "p", "n_predict": 20}
-        assert post(said("one two"), "/completion", {**ask, "stop": ["two"]})["stop_type"] == "word"
-        assert post(said("one two"), "/completion", ask)["stop_type"] == "eos"
+        stopped = post(said("one two"), "/completion", {**ask, "stop": ["three", "two"]})
+        assert (stopped["stop_type"], stopped["stopping_word"]) == ("word", "two")
+        ended = post(said("one two"), "/completion", ask)
+        assert (ended["stop_type"], ended["stopping_word"]) == ("eos", "")
         assert post(said("one two"), "/completion", {**ask, "n_predict": 3})["stop_type"] == "limit"
 
     def test_defaults_are_llama_cpps(self, server: Running) -> None:

@@ -71,6 +71,7 @@ class Piece:
     text: str
     scored: tuple[Scored, ...] = ()
     finish: Finish | None = None
+    stop: str = ""  # the stop string that ended it, which isn't part of the text
 
 
 def _of_copy(sampling: Sampling, copy: int) -> Sampling:
@@ -187,17 +188,19 @@ class _Row:
         finish: Finish | None = "stop" if stopped else delta.finish
         if finish is not None and not stopped:
             text += self._stream.flush()
-        cut = stopped
+        cut, stop = stopped, self._stream.stop
         if self._trim is not None:
             text, ended = self._trim.push(text)
             if finish is not None:
                 text += self._trim.flush()
-            finish, cut = "stop" if ended else finish, True
+            finish, cut, stop = "stop" if ended else finish, True, "" if ended else stop
         self.finished = finish is not None
         self._emitted += len(text)
         whole = self.finished and not cut
         scored = self._ledger.take(math.inf if whole else self._emitted) if self._ledger is not None else ()
-        return Piece(self.number, text, scored, finish) if text or scored or finish is not None else None
+        if not (text or scored or self.finished):
+            return None
+        return Piece(self.number, text, scored, finish, stop)
 
 
 class _Ledger:

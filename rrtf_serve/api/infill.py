@@ -51,6 +51,7 @@ class Infill:
     interactive: bool = True  # somebody waits for it: keep to the latency budget, end it as editors expect
     min_tokens: int = 0
     first_token_seconds: float | None = None  # this request's own budget; None: the server's; 0: none
+    prompt_tokens: int | None = None  # the prompt is cut to so many in any case
 
 
 async def infill_job(
@@ -76,6 +77,8 @@ async def infill_job(
     if infill.interactive:
         longest = settings.max_prompt_tokens or context
         budget = min(budget, longest, _readable(served, settings, infill, copies))
+    if infill.prompt_tokens is not None:
+        budget = min(budget, infill.prompt_tokens)
     encoding = encode_for_editor if infill.interactive else encode
     ids, cursor = await encoding(_read, served, infill, budget)
     return Job(

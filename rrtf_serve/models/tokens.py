@@ -266,6 +266,7 @@ class StopStrings:
         self._matched = [0] * len(self._stops)  # characters of each stop that the text now ends with
         self._held = ""
         self.stopped = False
+        self.found = ""  # the stop string that was reached
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that is safe to show, and whether a stop string was reached; afterwards nothing more comes."""
@@ -279,6 +280,7 @@ class StopStrings:
             longest = self._step(character)
             if longest:
                 self.stopped = True
+                self.found = self._held[held + index + 1 - longest : held + index + 1]
                 safe, self._held = self._held[: held + index + 1 - longest], ""
                 return safe, True
         keep = max(self._matched)
@@ -343,6 +345,11 @@ class TextStream:
     @property
     def stopped(self) -> bool:
         return self._stops.stopped
+
+    @property
+    def stop(self) -> str:
+        """The stop string that was reached; none so far: empty."""
+        return self._stops.found
 
     def push(self, token: int) -> tuple[str, bool]:
         """Text that is safe to show after this token, and whether a stop string was reached."""

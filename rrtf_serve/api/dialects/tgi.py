@@ -97,9 +97,11 @@ async def plan_generate(
     around = marked(text)
     detailed = values["details"] and engine.max_logprobs > 0
     drawn = sampling(values, engine, scored=detailed or copies > 1)
-    if around is not None and served.prompts.has_infill and copies == 1 and not values["truncate"]:
+    fills = around is not None and served.prompts.has_infill and copies == 1
+    if around is not None and fills:
         limit = values["max_new_tokens"] or DEFAULT_MAX_TOKENS
-        infill = replace(around, max_tokens=limit, stops=values["stop"])
+        kept = values["truncate"]
+        infill = replace(around, max_tokens=limit, stops=values["stop"], prompt_tokens=kept)
         job = await infill_job(served, settings, infill, drawn, editor=editor_of(request, "tgi", infill))
     else:
         ids = await encode(_encode, served, text, values)
@@ -113,6 +115,8 @@ async def plan_generate(
             text if values["return_full_text"] else "",
             details=values["details"],
             seed=drawn.seed,
+            stops=values["stop"],
+            keeps_stop=not fills,
             listed=listed,
         ),
         stream=stream,
