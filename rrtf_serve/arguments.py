@@ -75,11 +75,17 @@ def parser() -> argparse.ArgumentParser:
     _add_access(made)
     _add_limits(made)
     _add_logs(made)
-    option("--max-queue", type=int, help="requests that may wait before new ones get 429 (default: 64)")
+    option(
+        "--max-queue",
+        type=int,
+        help="requests that may wait before new ones get 429, of editors and of others apart, for each "
+        "loaded model (default: 64)",
+    )
     option(
         "--max-queue-tokens",
         type=int,
-        help="tokens of prompts and answers that may wait before new requests get 429 (default: 16 batches)",
+        help="tokens of prompts and answers that may wait in such a queue before new requests get 429 "
+        "(default: 16 batches)",
     )
     option("--max-batch", type=int, help="rows decoded together (default: 16)")
     option(

@@ -81,7 +81,7 @@ def load(prepared: Prepared, metrics: Metrics) -> Opened:
     try:
         log.info("model loaded in %.1f s", time.monotonic() - began)
         speed = None
-        if config.first_token_seconds:  # before anybody may ask
+        if config.first_token_seconds or config.request_seconds:  # before anybody may ask
             speed = prefill_speed(engine, known.tokenizer.encode(SAMPLE_CODE, specials=False))
             log.info("the model reads %.0f tokens per second", speed)
         observer = metrics.observer(known.name)

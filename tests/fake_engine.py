@@ -63,6 +63,7 @@ class FakeEngine:
     vocabulary: int = 256 + len(SPECIALS)
     open: threading.Event = field(default_factory=threading.Event)  # steps wait for it
     started: list[Request] = field(default_factory=list)
+    scored_prompts: list[int] = field(default_factory=list)  # tokens of each
 
     def __post_init__(self) -> None:
         self.open.set()
@@ -75,6 +76,7 @@ class FakeEngine:
         return FakeBatch(self, requests)
 
     def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
+        self.scored_prompts.append(len(prompt))
         return [self.scored(token, top, at) for at, token in enumerate(prompt[1:])]
 
     def close(self) -> None:
@@ -102,6 +104,10 @@ class FakeBatch:
             raise EngineError("the fake engine was told to fail")
         self._steps += 1
         return [self._move(row) for row in sorted(self._open)]
+
+    def move(self) -> list[Delta]:
+        """As an engine that admits; none of its tests lets a row join."""
+        return self.step()
 
     def _move(self, row: int) -> Delta:
         if row in self._cancelled:

@@ -52,6 +52,7 @@ def serving(
     family: str = "qwen2.5-coder",
     settings: ApiSettings | None = None,
     max_queue: int = 64,
+    max_queue_tokens: int | None = None,
     prefill_speed: float | None = None,
     keys: Keyring | None = None,
     metrics: Metrics | None = None,
@@ -62,7 +63,9 @@ def serving(
     tokenizer = byte_tokenizer()
     card = Card(NAME, "qwen2", family, engine.capabilities.max_context, "int8")
     metrics = metrics or Metrics()
-    scheduler = Scheduler(engine, max_queue=max_queue, observer=metrics.observer(NAME))
+    scheduler = Scheduler(
+        engine, max_queue=max_queue, max_queue_tokens=max_queue_tokens, observer=metrics.observer(NAME)
+    )
     prompts = Prompts(
         tokenizer,
         FAMILIES[family],

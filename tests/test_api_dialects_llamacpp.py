@@ -319,9 +319,25 @@ class TestCompletion:
 
     def test_what_ended_it(self, said: Say) -> None:
         ask = {"prompt": "p", "n_predict": 20}
-        assert post(said("one two"), "/completion", {**ask, "stop": ["two"]})["stop_type"] == "word"
-        assert post(said("one two"), "/completion", ask)["stop_type"] == "eos"
+        stopped = post(said("one two"), "/completion", {**ask, "stop": ["three", "two"]})
+        assert (stopped["stop_type"], stopped["stopping_word"]) == ("word", "two")
+        ended = post(said("one two"), "/completion", ask)
+        assert (ended["stop_type"], ended["stopping_word"]) == ("eos", "")
         assert post(said("one two"), "/completion", {**ask, "n_predict": 3})["stop_type"] == "limit"
+
+    def test_settings_are_those_in_effect(self, server: Running) -> None:
+        settings = post(server, "/completion", {"prompt": "abc", "seed": -1})["generation_settings"]
+        sampling = server.engine.started[-1].sampling
+        assert settings == {
+            "seed": 2**32 - 1, "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": sampling.min_p,
+            "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "n_ctx": 512,
+            "n_predict": server.engine.started[-1].max_tokens, "stop": [], "stream": False,
+        }  # fmt: skip
+        filled = post(server, "/infill", {"input_prefix": "a", "stop": ["b"]})["generation_settings"]
+        assert (filled["temperature"], filled["n_predict"], filled["stop"]) == (0.0, 128, ["b"])
+        for path, temperature in (("/infill", 0.0), ("/completion", 0.8)):
+            ahead = post(server, path, {"prompt": "a", "n_predict": 0})["generation_settings"]
+            assert (ahead["temperature"], ahead["n_predict"]) == (temperature, 0)
 
     def test_defaults_are_llama_cpps(self, server: Running) -> None:
         post(server, "/completion", {"prompt": "abc", "n_predict": 1})

@@ -14,6 +14,7 @@ from live import Running, serving
 
 from rrtf_serve.api.app import ApiSettings
 
+END = 256  # of the fake tokenizer
 # llm-ls, with its default markers
 LLM_LS: dict[str, Any] = {
     "inputs": "<fim_prefix>def f():\n    <fim_suffix>\n\nprint(f())\n<fim_middle>",
@@ -83,6 +84,44 @@ def test_details(server: Running) -> None:
     last = events(server, body)[-1]
     assert last["details"] == {"finish_reason": "length", "generated_tokens": 3, "seed": None}
     assert last["token"]["id"] == ord("t")
+
+
+def test_a_stop_sequence_is_named_and_stays_at_the_texts_end(server: Running) -> None:
+    stopped = {"max_new_tokens": 20, "details": True, "stop": ["xyz", "rn '"]}
+    body = {"inputs": "a", "parameters": stopped}
+    whole = generate(server, body)
+    assert whole["generated_text"] == "return '"
+    assert whole["details"]["finish_reason"] == "stop_sequence"
+    *_, last = made = events(server, body)
+    assert last["generated_text"] == "".join(event["token"]["text"] for event in made) == "return '"
+    assert last["details"]["finish_reason"] == "stop_sequence"
+    best = {**stopped, "best_of": 2, "return_full_text": True}
+    assert generate(server, {"inputs": "a", "parameters": best})["generated_text"] == "areturn '"
+
+
+def test_what_ends_an_answer_without_a_stop_sequence_is_told_apart() -> None:
+    with serving(FakeEngine(script=lambda _: [*b"x = 1", END])) as server:
+        body = {"inputs": "a", "parameters": {"details": True, "stop": ["never"]}}
+        assert generate(server, body)["details"]["finish_reason"] == "eos_token"
+    # The suffix once more ends an editor's answer, and is no stop sequence of the client's.
+    with serving(FakeEngine(script=lambda _: list(b"g()\n\nprint(f())\nmore"))) as server:
+        asked = {**LLM_LS, "parameters": {"max_new_tokens": 60, "details": True, "stop": ["("]}}
+        made = generate(server, {**asked, "inputs": LLM_LS["inputs"]})
+        assert (made["generated_text"], made["details"]["finish_reason"]) == ("g", "stop_sequence")
+        asked["parameters"]["stop"] = ["never"]
+        assert generate(server, asked)["details"]["finish_reason"] == "eos_token"
+
+
+def test_truncate_cuts_an_editors_prompt_around_the_cursor(server: Running) -> None:
+    above, below = "".join(f"a = {number}\n" for number in range(30)), "b = 1\n" * 30
+    inputs = f"<fim_prefix>{above}x<fim_suffix>{below}<fim_middle>"
+    generate(server, {"inputs": inputs, "parameters": {"max_new_tokens": 2, "truncate": 40}})
+    request = server.engine.started[-1]
+    text = byte_tokenizer().decode(request.prompt, skip_specials=False)
+    assert len(request.prompt) <= 40
+    assert "a = 29\nx<|fim_suffix|>b" in text
+    assert text.startswith("<|fim_prefix|>")
+    assert text.endswith("<|fim_middle|>")
 
 
 @pytest.mark.parametrize(

@@ -146,10 +146,9 @@ REFUSALS = [
     (CHAT, chat(modalities=["text", "audio"]), "modalities", "unsupported_parameter"),
     (CHAT, {"messages": image("look")}, "messages[0].content[1]", "unsupported_parameter"),
     # context
-    (COMPLETIONS, completion(max_tokens=510), "prompt", "context_length_exceeded"),
     (COMPLETIONS, {"prompt": "a" * 512}, "prompt", "context_length_exceeded"),
-    (COMPLETIONS, completion(suffix="x", max_tokens=512), "prompt", "context_length_exceeded"),
-    (CHAT, chat(max_tokens=512), "messages", "context_length_exceeded"),
+    (COMPLETIONS, {"prompt": "a" * 512, "max_tokens": 600}, "prompt", "context_length_exceeded"),
+    (COMPLETIONS, {"prompt": "a" * 513, "max_tokens": 0, "echo": True}, "prompt", "context_length_exceeded"),
     (CHAT, {"messages": [{"role": "user", "content": "a" * 600}]}, "messages", "context_length_exceeded"),
 ]
 
@@ -189,12 +188,35 @@ def test_bodies_that_are_not_json_objects(server: Running, raw: bytes, code: str
     assert (response.status_code, response.json()["error"]["code"]) == (400, code)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "read"),
+    [
+        (COMPLETIONS, {"prompt": "a" * 100, "max_tokens": 100_000}, 100),
+        (COMPLETIONS, {"prompt": ["a" * 100], "max_tokens": 413}, 100),
+        (COMPLETIONS, {"prompt": "a" * 512, "max_tokens": 0, "echo": True}, 512),
+        (COMPLETIONS, {"prompt": "a" * 100, "suffix": "b" * 100, "max_tokens": 100_000, "best_of": 2}, 203),
+        (CHAT, {"messages": [{"role": "user", "content": "a" * 100}], "max_tokens": 100_000}, 119),
+        ("/completion", {"prompt": "a" * 100, "n_predict": 100_000}, 100),
+        ("/api/generate", {"model": "tiny", "prompt": "a" * 100, "raw": True, "stream": False,
+                           "options": {"num_predict": 100_000}}, 100),
+        ("/generate", {"inputs": "a" * 100, "parameters": {"max_new_tokens": 100_000}}, 100),
+    ],
+)  # fmt: skip
+def test_more_tokens_than_the_context_leaves_are_not_asked_for(path: str, body: Any, read: int) -> None:
+    with serving() as server:
+        response = httpx.post(server.address + path, json=body)
+        assert response.status_code == 200, response.text
+        asked = {(len(request.prompt), request.max_tokens) for request in server.engine.started}
+    assert asked == ({(read, 512 - read)} if read < 512 else set())
+
+
 def test_context_error_carries_the_numbers(server: Running) -> None:
-    error = httpx.post(server.address + COMPLETIONS, json=completion(max_tokens=510)).json()["error"]
-    assert (error["n_prompt_tokens"], error["n_ctx"]) == (3, 512)
+    body = {"prompt": "a" * 520, "max_tokens": 9}
+    error = httpx.post(server.address + COMPLETIONS, json=body).json()["error"]
+    assert (error["n_prompt_tokens"], error["n_ctx"]) == (520, 512)
     assert error["message"] == (
-        "This model's maximum context length is 512 tokens. However, you requested 513 tokens "
-        "(3 in the prompt, 510 in the completion). Please reduce the length of the prompt or completion."
+        "This model's maximum context length is 512 tokens. However, you requested 521 tokens "
+        "(520 in the prompt, 1 in the completion). Please reduce the length of the prompt or completion."
     )
 
 
@@ -325,6 +347,7 @@ def test_a_full_queue_answers_429_at_once() -> None:
     error = full.json()["error"]
     assert (full.status_code, error["code"], error["type"]) == (429, "rate_limit_exceeded", "requests")
     assert int(full.headers["retry-after"]) >= 1
+    assert 0 < int(full.headers["retry-after-ms"]) <= 1000 * int(full.headers["retry-after"])
 
 
 def test_a_failing_engine_is_a_500_without_a_stack_trace() -> None:

@@ -58,10 +58,27 @@ def test_accounts_are_bounded_and_those_in_use_are_kept(monkeypatch: pytest.Monk
     accounts = Accounts(Limits(requests_per_minute=1))
     busy = accounts.of("busy")
     busy.enter()
+    recent = accounts.of("recent")
     for number in range(10):
-        accounts.of(f"idle {number}")
+        accounts.of(f"once {number}").enter()
+        accounts.of(f"once {number}").leave()
+        assert accounts.of("recent") is recent
+        assert len(accounts._accounts) <= 3, "bounded also where nobody's minute is over"
     assert accounts.of("busy") is busy
-    assert len(accounts._accounts) <= 4
+
+
+def test_accounts_of_requests_under_way_are_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rrtf_serve.api.limits.MAX_ACCOUNTS", 3)
+    accounts = Accounts(Limits(concurrent_requests=1))
+    running = {}
+    for number in range(100):
+        running[f"{number}"] = accounts.of(f"{number}")
+        running[f"{number}"].enter()
+    assert all(accounts.of(name) is account for name, account in running.items())
+    for account in running.values():
+        account.leave()
+    accounts.of("new")
+    assert len(accounts._accounts) <= 3
 
 
 @pytest.mark.parametrize(
@@ -158,6 +175,49 @@ def test_more_tokens_than_a_minute_has_are_given_out_of_a_full_minute_once() -> 
         assert refused.headers["x-ratelimit-remaining-tokens"] == "0"
 
 
+def scored(server: Running, prompt: str | list[str], **fields: object) -> httpx.Response:
+    return ask(server, prompt=prompt, echo=True, logprobs=0, **fields)
+
+
+def test_a_scored_prompt_is_held_to_the_longest_prompt() -> None:
+    engine = FakeEngine()
+    with serving(engine, settings=ApiSettings(max_prompt_tokens=10)) as server:
+        refused = scored(server, ["a", "b" * 11], max_tokens=0)
+        assert scored(server, "a" * 10, max_tokens=0).status_code == 200
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert engine.scored_prompts == [10], "nothing is read before the longest is known to be allowed"
+
+
+def test_scored_tokens_count_and_those_that_are_gone_on_with_count_once() -> None:
+    engine = FakeEngine()
+    with serving(engine, keys=ring(), settings=limited(Limits(tokens_per_minute=100))) as server:
+        first = scored(server, ["a" * 20, "b" * 20], max_tokens=0)
+        second = scored(server, "c" * 30, max_tokens=10)
+        refused = scored(server, ["d" * 20, "e" * 20], max_tokens=0)
+    assert [answer.status_code for answer in (first, second, refused)] == [200, 200, 429]
+    assert 60 <= int(first.headers["x-ratelimit-remaining-tokens"]) < 65
+    assert 20 <= int(second.headers["x-ratelimit-remaining-tokens"]) < 30, "40 of them, not 70"
+    assert refused.json()["error"]["type"] == "tokens"
+    assert engine.scored_prompts == [20, 20, 30], "nothing is read that can't be paid for"
+
+
+def test_a_full_queue_gives_the_tokens_of_a_score_back() -> None:
+    engine = FakeEngine()
+    engine.open.clear()
+    limits = Limits(tokens_per_minute=1000)
+    with serving(engine, keys=ring(), settings=limited(limits), max_queue=1) as server:
+        threads = [threading.Thread(target=ask, args=(server,)) for _ in range(2)]
+        threads[0].start()
+        until(lambda: bool(engine.started))
+        threads[1].start()
+        until(lambda: server.scheduler.queue_depth == 1)
+        full = [scored(server, "a" * 200, max_tokens=300) for _ in range(4)]
+        engine.open.set()
+        for thread in threads:
+            thread.join()
+    assert {answer.json()["error"]["type"] for answer in full} == {"requests"}
+
+
 def test_a_full_queue_gives_tokens_back() -> None:
     engine = FakeEngine()
     engine.open.clear()
@@ -244,3 +304,32 @@ def test_an_answer_beyond_the_time_limit_is_a_504_that_nobody_repeats() -> None:
     assert asked <= 3, "the SDK did not try again"
     assert (streamed.status_code, "[DONE]" in streamed.text) == (200, False)
     assert "deadline_exceeded" in streamed.text
+
+
+def test_a_prompt_that_cannot_be_read_in_time_is_refused_at_once() -> None:
+    settings = ApiSettings(request_seconds=20)
+    with serving(settings=settings, prefill_speed=10) as server:
+        refused = [
+            ask(server, prompt="a" * 201),
+            ask(server, prompt="a" * 101, n=2, temperature=1),
+            ask(server, prompt=["a" * 101] * 2),
+            ask(server, prompt="a" * 201, echo=True, logprobs=0, max_tokens=0),
+        ]
+        assert ask(server, prompt="a" * 200).status_code == 200
+        assert server.engine.scored_prompts == []
+    assert {answer.status_code for answer in refused} == {400}
+    error = refused[0].json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "201 tokens" in error["message"]
+    assert "about 200 in the 20 s" in error["message"]
+    assert (error["n_prompt_tokens"], error["n_ctx"]) == (201, 200)
+
+
+def test_what_is_read_in_pieces_is_left_to_the_deadline() -> None:
+    engine = FakeEngine(capabilities=replace(FakeEngine().capabilities, admission=True))
+    settings = ApiSettings(request_seconds=0.5)
+    engine.open.clear()
+    with serving(engine, settings=settings, prefill_speed=10) as server:
+        answer = ask(server, prompt="a" * 200)
+        engine.open.set()
+    assert answer.status_code == 504

@@ -87,6 +87,16 @@ def test_prompts_are_there_where_asked(tmp_path: Path) -> None:
     assert line["prompts"] == [SECRET, "second\nline"]
 
 
+def test_scored_prompts_are_there_once(tmp_path: Path) -> None:
+    with logging_to(tmp_path / "log", log_prompts=True) as server:
+        for most in (0, 2):
+            ask(server, prompt=[SECRET, "second"], echo=True, logprobs=0, max_tokens=most)
+    scored, gone_on = lines(tmp_path / "log")
+    for line in (scored, gone_on):
+        assert line["prompts"] == [SECRET, "second"]
+        assert (line["model"], line["prompt_tokens"]) == ("tiny-coder", len(SECRET) + 6)
+
+
 def test_a_failure_in_mid_stream_has_its_code(tmp_path: Path) -> None:
     with logging_to(tmp_path / "log") as server:
         server.engine.fails_after = 2

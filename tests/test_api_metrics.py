@@ -39,6 +39,14 @@ def value(found: Samples, name: str, **labels: str) -> float | None:
     return found.get((name, tuple(sorted(labels.items()))))
 
 
+def test_scored_prompts_are_tokens_read() -> None:
+    with serving() as server, httpx.Client(base_url=server.address) as client:
+        body = {"prompt": ["abc", "defg"], "max_tokens": 0, "echo": True, "logprobs": 0}
+        assert client.post("/v1/completions", json=body).status_code == 200
+        found = read(server)
+    assert value(found, "vllm:prompt_tokens_total", model_name=NAME) == 7
+
+
 def test_http_requests_are_counted_by_route_and_never_by_path() -> None:
     with serving() as server, httpx.Client(base_url=server.address) as client:
         client.get("/v1/models")

@@ -35,7 +35,14 @@ def test_a_model_is_found_by_name_and_alias(server: Running, name: str) -> None:
     assert httpx.get(f"{server.address}/v1/models/{name}").json()["id"] == "tiny-coder"
 
 
-@pytest.mark.parametrize("model", ["tiny-coder", "tiny", "org/tiny-coder", None])
+def test_llama_cpps_list_is_the_same_and_leads_nowhere_else(server: Running) -> None:
+    answer = httpx.get(f"{server.address}/models")
+    assert answer.status_code == 200
+    assert answer.json() == httpx.get(f"{server.address}/v1/models").json()
+    assert httpx.post(f"{server.address}/models", json={}).status_code == 405
+
+
+@pytest.mark.parametrize("model", ["tiny-coder", "tiny", "org/tiny-coder", "tgi", None])
 def test_requests_may_use_any_name_or_none(server: Running, model: str | None) -> None:
     body = {"prompt": "a", "max_tokens": 1, "model": model}
     assert httpx.post(server.address + "/v1/completions", json=body).json()["model"] == "tiny-coder"

@@ -166,7 +166,7 @@ def test_a_stream_left_early_frees_the_server(client: OpenAI, model: str) -> Non
         (openai.BadRequestError, "invalid_value", {"temperature": 3}),
         (openai.BadRequestError, "unsupported_parameter", {"logit_bias": {"5": 1}}),
         (openai.BadRequestError, "unsupported_parameter", {"suffix": "x"}),
-        (openai.BadRequestError, "context_length_exceeded", {"max_tokens": 8192}),
+        (openai.BadRequestError, "context_length_exceeded", {"prompt": "word " * 20_000}),
         (openai.NotFoundError, "model_not_found", {"model": "gpt-9"}),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from rrtf_serve.api.origin import Origins
 from rrtf_serve.arguments import parser
 from rrtf_serve.config import ServeConfig, read_config
 from rrtf_serve.main import _bound, main, settings_of
+from rrtf_serve.prepared import load, prepare_all
 from rrtf_serve.process import LAST_WORDS_SECONDS, reserve
 
 PATH = "/v1/completions"
@@ -74,6 +76,20 @@ def test_every_flag_is_a_setting_and_every_setting_a_flag() -> None:
     assert (
         read_config(None, vars(parser().parse_args([])) | {"config": None, "prepare": None}) == ServeConfig()
     )
+
+
+@pytest.mark.parametrize(("flags", "measured"), [({"request_seconds": 5.0}, True), ({}, False)])
+def test_the_speed_of_reading_is_measured_where_a_limit_needs_it(
+    tmp_path: Path, flags: dict[str, float], measured: bool
+) -> None:
+    config = ServeConfig(
+        model=str(write_servable(tmp_path / "tiny")), threads=1, first_token_seconds=0.0, **flags
+    )
+    [prepared] = prepare_all(config)
+    opened = load(prepared, Metrics())
+    asyncio.run(opened.served.scheduler.close(0.0))
+    opened.engine.close()
+    assert (opened.served.prefill_speed is not None) == measured
 
 
 def test_the_bounds_of_the_queue_reach_the_scheduler(tmp_path: Path) -> None:

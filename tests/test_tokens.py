@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tiny_gguf import byte_level_fields, sentencepiece_fields, write_gguf
 from convert.gguf_metadata import read_metadata
 from convert.tokenizer import write_tokenizer
 from rrtf_serve.models.errors import ModelError
-from rrtf_serve.models.tokens import Detokenizer, StopStrings, TextStream, Tokenizer, well_formed
+from rrtf_serve.models.tokens import Detokenizer, StopStrings, TextStream, Tokenizer, Turns, well_formed
 
 WORDS = ["▁the", "▁is", "▁def", "▁return", "ing", "▁▁", "hello", "▁hello", "é", "好"]
 
@@ -204,6 +205,27 @@ def test_threads_do_not_mix_up_specials(tokenizer: Tokenizer) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_lock_goes_to_who_waited_longest_and_not_to_who_takes_it_again() -> None:
+    turns, order = Turns(), []
+
+    def take(name: str) -> None:
+        with turns:
+            order.append(name)
+
+    others = [threading.Thread(target=take, args=(name,)) for name in ("first", "second")]
+    with turns:
+        for waiting, thread in enumerate(others, 1):
+            thread.start()
+            while len(turns.waiting) < waiting:
+                time.sleep(0.001)
+    take("again")
+    for thread in others:
+        thread.join()
+    assert order == ["first", "second", "again"]
+    take("free")
+    assert order[-1] == "free"
 
 
 def test_absent_broken_and_foreign_files_are_named(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -91,14 +91,14 @@ async def _whole(generation: Generation, plan: Plan) -> object:
             last = finishes[row]
             assert last is not None, "the scheduler ended a stream before its rows"
             shown = tuple(scored[row]) if plan.show_logprobs else ()
-            piece = Piece(len(choices), "".join(texts[row]), shown, last.finish)
+            piece = Piece(len(choices), "".join(texts[row]), shown, last.finish, last.stop)
             choices.append(_with_echo(piece, plan.echoes[prompt]) if plan.echoes else piece)
     return plan.shape.whole(choices, usage_record(plan.prompt_tokens, generation.completion_tokens))
 
 
 def _with_echo(piece: Piece, echo: Echo) -> Piece:
     shifted = _shifted(piece, len(echo.text))
-    return Piece(piece.row, echo.text + piece.text, echo.scored + shifted.scored, piece.finish)
+    return replace(piece, text=echo.text + piece.text, scored=echo.scored + shifted.scored)
 
 
 def _shifted(piece: Piece, characters: int) -> Piece:
@@ -108,4 +108,4 @@ def _shifted(piece: Piece, characters: int) -> Piece:
         Scored(record.token, record.offset + characters, record.logprob, record.top)
         for record in piece.scored
     )
-    return Piece(piece.row, piece.text, scored, piece.finish)
+    return replace(piece, scored=scored)

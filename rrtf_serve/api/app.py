@@ -152,6 +152,8 @@ def create_app(
         plan = await unless_gone(request.receive, plan_chat(served, settings, body))
         return await answer(request, served, plan)
 
+    # Without a route of its own /models would be led to /models/, which is no place to read.
+    @app.get("/models", responses=openapi.errors(401))
     @app.get("/v1/models", responses=openapi.errors(401))
     async def model_list() -> Record:
         """The served models, with context lengths (`max_model_len`, tokens) and conversion cards."""

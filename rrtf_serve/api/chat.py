@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from rrtf_serve.api.answer import Plan
+from rrtf_serve.api.encoding import encode
 from rrtf_serve.api.errors import invalid_value
 from rrtf_serve.api.fields import CHAT_FIELDS, parse
 from rrtf_serve.api.generation import Job, room
@@ -23,7 +23,7 @@ async def plan_chat(served: Served, settings: ApiSettings, body: dict[str, objec
     check_rows(settings, 1, values["n"])
     messages = read_messages(values["messages"])
     try:
-        ids = await asyncio.to_thread(_encode, served, messages)  # as in completions
+        ids = await encode(_encode, served, messages)
     except ValueError as error:  # PromptError, or what the model's own template says
         raise invalid_value(("messages",), str(error)) from error
     asked: int | None = values["max_completion_tokens"] or values["max_tokens"]

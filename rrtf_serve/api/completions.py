@@ -6,16 +6,19 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from rrtf_serve.api.answer import Echo, Plan
-from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
+from rrtf_serve.api.encoding import Encoded, encode_each
+from rrtf_serve.api.errors import ApiError, FieldPath, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Parsed, Values, parse
-from rrtf_serve.api.generation import Job, Scored, refusals, room
+from rrtf_serve.api.generation import Job, Scored, refusals, reserve, room
 from rrtf_serve.api.infill import Infill, infill_job, is_marked, marked, no_infill
 from rrtf_serve.api.options import check_length, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
 from rrtf_serve.api.visit import current
+from rrtf_serve.engine.scheduler import QueueFull
 from rrtf_serve.models.prompts import PromptError
 from rrtf_serve.models.tokens import Detokenizer, Tokenizer
 
@@ -47,23 +50,30 @@ async def plan_completion(
         )
         return _plan(served, parsed, job)
     infill = bool(values["suffix"])
-    # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
-    prompts, rooms = await asyncio.to_thread(_encode, served, given, values, engine.max_context)
+    several = len(given) > 1
+    encoded = await encode_each(
+        served,
+        copies,
+        [
+            partial(_encode, served, prompt, values, ("prompt", index) if several else ("prompt",))
+            for index, prompt in enumerate(given)
+        ],
+    )
     asked: int | None = values["logprobs"]
     ranked = copies > values["n"]
-    echoes: tuple[Echo, ...] = ()
-    if values["echo"]:
-        echoes = await _echoes(served, given, prompts, asked, infill=infill)
     job = Job(
-        prompts,
+        tuple(ids for ids, _ in encoded),
         copies,
-        rooms,
+        tuple(following for _, following in encoded),
         sampling(values, asked if asked is not None or not ranked else 0),
         served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
         values["stop"] + (served.prompts.middle_stops(_text(given), values["suffix"]) if infill else ()),
         interactive=waits,
         editor=editor(Infill(_text(given), "")) if waits and editor is not None else None,
     )
+    echoes: tuple[Echo, ...] = ()
+    if values["echo"]:
+        echoes = await _echoes(served, given, job, asked, infill=infill)
     return _plan(served, parsed, job, echoes)
 
 
@@ -109,34 +119,26 @@ def _between(served: Served, prompt: str, values: Values) -> Infill | None:
     )
 
 
-def _encode(
-    served: Served, given: tuple[Prompt, ...], values: Values, context: int
-) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Token ids and the number of new tokens, per prompt."""
+def _encode(served: Served, prompt: Prompt, values: Values, path: FieldPath) -> Encoded:
     asked: int | None = values["max_tokens"]
-    encoded = []
-    for index, prompt in enumerate(given):
-        path: tuple[str | int, ...] = ("prompt", index) if len(given) > 1 else ("prompt",)
-        if isinstance(prompt, tuple):
-            ids = _own_ids(served, prompt, values, path)
-        elif values["suffix"]:
-            ids = _infill(served, prompt, values["suffix"], context, asked)
-        else:
-            check_length(served, prompt, ("prompt",))
-            ids = tuple(served.prompts.completion(prompt))
-        if not ids:
-            raise invalid_value(path, "it is empty; the model needs at least one token to start from.")
-        encoded.append((ids, room(context, len(ids), asked, DEFAULT_MAX_TOKENS, ("prompt",))))
-    return tuple(ids for ids, _ in encoded), tuple(tokens for _, tokens in encoded)
+    context = served.scheduler.capabilities.max_context
+    if isinstance(prompt, tuple):
+        ids = _own_ids(served, prompt, values, path)
+    elif values["suffix"]:
+        ids = _infill(served, prompt, values["suffix"], context, asked)
+    else:
+        check_length(served, prompt, ("prompt",))
+        ids = tuple(served.prompts.completion(prompt))
+    if not ids:
+        raise invalid_value(path, "it is empty; the model needs at least one token to start from.")
+    return ids, room(context, len(ids), asked, DEFAULT_MAX_TOKENS, ("prompt",))
 
 
 def _text(given: tuple[Prompt, ...]) -> str:
     return "\n".join(prompt for prompt in given if isinstance(prompt, str))
 
 
-def _own_ids(
-    served: Served, prompt: tuple[int, ...], values: Values, path: tuple[str | int, ...]
-) -> tuple[int, ...]:
+def _own_ids(served: Served, prompt: tuple[int, ...], values: Values, path: FieldPath) -> tuple[int, ...]:
     if values["suffix"]:
         raise unsupported(("suffix",), "It goes with a text prompt, not with token ids.")
     size = served.tokenizer.size
@@ -146,12 +148,11 @@ def _own_ids(
 
 
 def _infill(served: Served, prefix: str, suffix: str, context: int, asked: int | None) -> tuple[int, ...]:
-    """An editor sends what it has: what doesn't fit is cut at the ends far from the cursor."""
+    """An editor sends what it has: what doesn't fit is cut at the ends far from the cursor. So that an answer
+    of any length can be asked for, it takes no more than half of the context away from the prompt."""
     if not served.prompts.has_infill:
         raise no_infill(served)
-    completion = min(DEFAULT_MAX_TOKENS, context // 2) if asked is None else asked
-    if completion >= context:
-        raise context_length_exceeded(1, completion, context, ("prompt",))
+    completion = min(DEFAULT_MAX_TOKENS if asked is None else asked, context // 2)
     try:
         return tuple(served.prompts.infill_limited(prefix, suffix, context - completion))
     except PromptError as error:
@@ -161,7 +162,7 @@ def _infill(served: Served, prefix: str, suffix: str, context: int, asked: int |
 async def _echoes(
     served: Served,
     given: tuple[Prompt, ...],
-    prompts: tuple[tuple[int, ...], ...],
+    job: Job,
     top: int | None,
     *,
     infill: bool,
@@ -178,25 +179,32 @@ async def _echoes(
             ("logprobs",), "With echo and suffix the prompt's tokens aren't in the text's order."
         )
     longest = served.scheduler.capabilities.max_scored_tokens
-    if max(map(len, prompts)) > longest:
+    if max(map(len, job.prompts)) > longest:
         raise ApiError(
             400,
             f"echo with logprobs takes prompts of at most {longest} tokens on this server, but got "
-            f"{max(map(len, prompts))}.",
+            f"{max(map(len, job.prompts))}.",
             "invalid_value",
             path=("prompt",),
         )
+    reserve(served, job)
     return tuple(
         [
             Echo(text, await _score(served, text, prompt, top))
-            for text, prompt in zip(texts, prompts, strict=True)
+            for text, prompt in zip(texts, job.prompts, strict=True)
         ]
     )
 
 
 async def _score(served: Served, text: str, prompt: tuple[int, ...], top: int) -> tuple[Scored, ...]:
+    visit = current()
+    visit.scored(served.name, len(prompt), text)
     with refusals(("prompt",)):
-        records = await served.scheduler.score(prompt, top, current().ticket())
+        try:
+            records = await served.scheduler.score(prompt, top, visit.ticket())
+        except QueueFull:
+            visit.prompt_tokens -= len(prompt)  # it was not read
+            raise
     offsets = await asyncio.to_thread(_offsets, served.tokenizer, text, prompt)
     first = Scored(prompt[0], offsets[0], None)
     rest = [

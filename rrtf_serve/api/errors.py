@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -105,13 +106,16 @@ def context_length_exceeded(prompt: int, completion: int, context: int, path: Fi
 
 
 def queue_full(retry_after_s: float) -> ApiError:
-    seconds = max(1, round(retry_after_s))
+    seconds = max(1, math.ceil(retry_after_s))
     return ApiError(
         429,
         f"The server is busy: its queue is full. Try again in about {seconds} s.",
         "rate_limit_exceeded",
         type="requests",
-        headers={"retry-after": str(seconds)},
+        headers={
+            "retry-after": str(seconds),
+            "retry-after-ms": str(max(1, math.ceil(retry_after_s * 1000))),
+        },
     )
 
 

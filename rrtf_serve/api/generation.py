@@ -71,6 +71,7 @@ class Piece:
     text: str
     scored: tuple[Scored, ...] = ()
     finish: Finish | None = None
+    stop: str = ""  # the stop string that ended it, which isn't part of the text
 
 
 def _of_copy(sampling: Sampling, copy: int) -> Sampling:
@@ -81,16 +82,23 @@ def _of_copy(sampling: Sampling, copy: int) -> Sampling:
 
 
 def room(context: int, prompt: int, asked: int | None, default: int, path: FieldPath) -> int:
-    """How many tokens may be generated after `prompt` tokens. A number that was asked for is kept or refused;
-    the default shrinks to what the context leaves. Raises ApiError context_length_exceeded."""
-    left = context - prompt
-    if asked is None:
-        if left < 1:
-            raise context_length_exceeded(prompt, 1, context, path)
-        return min(default, left)
-    if asked > left:
-        raise context_length_exceeded(prompt, asked, context, path)
-    return asked
+    """How many tokens may be generated after `prompt` tokens: as many as are asked for, or as the context
+    leaves where that is less. Raises ApiError context_length_exceeded where it leaves none."""
+    wanted = default if asked is None else asked
+    least = min(wanted, 1)  # none: the prompt alone is asked about, and may fill the context
+    if prompt + least > context:
+        raise context_length_exceeded(prompt, least, context, path)
+    return min(wanted, context - prompt)
+
+
+def reserve(served: Served, job: Job) -> None:
+    """Before any of it is read: its tokens count for its client's limits. Raises ApiError 400 or 429."""
+    visit = current()
+    prompts = [len(prompt) for prompt in job.prompts]
+    # An engine that admits reads in pieces: it stops in time, and may remember what a prompt begins with.
+    if served.prefill_speed is not None and not served.scheduler.capabilities.admission:
+        visit.check_reading(job.copies * sum(prompts), served.prefill_speed)
+    visit.reserve(max(prompts), sum(prompts) + job.copies * sum(job.max_tokens))
 
 
 class Generation:
@@ -109,10 +117,7 @@ class Generation:
             for prompt, tokens in zip(job.prompts, job.max_tokens, strict=True)
             for copy in range(job.copies)
         ]
-        self._visit.reserve(
-            max(map(len, job.prompts)),
-            sum(map(len, job.prompts)) + sum(each.max_tokens for each in requests),
-        )
+        reserve(served, job)
         with refusals(("prompt",)):
             ticket = Ticket(owner, job.interactive, job.editor, self._visit.deadline)
             self._stream = served.scheduler.submit(requests, ticket)
@@ -183,17 +188,19 @@ class _Row:
         finish: Finish | None = "stop" if stopped else delta.finish
         if finish is not None and not stopped:
             text += self._stream.flush()
-        cut = stopped
+        cut, stop = stopped, self._stream.stop
         if self._trim is not None:
             text, ended = self._trim.push(text)
             if finish is not None:
                 text += self._trim.flush()
-            finish, cut = "stop" if ended else finish, True
+            finish, cut, stop = "stop" if ended else finish, True, "" if ended else stop
         self.finished = finish is not None
         self._emitted += len(text)
         whole = self.finished and not cut
         scored = self._ledger.take(math.inf if whole else self._emitted) if self._ledger is not None else ()
-        return Piece(self.number, text, scored, finish) if text or scored or finish is not None else None
+        if not (text or scored or self.finished):
+            return None
+        return Piece(self.number, text, scored, finish, stop)
 
 
 class _Ledger:

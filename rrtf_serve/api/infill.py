@@ -10,12 +10,12 @@ when it was loaded. First the snippets go, then the ends of prefix and suffix th
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request as HttpRequest
 
+from rrtf_serve.api.encoding import encode, encode_for_editor
 from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
 from rrtf_serve.api.generation import Job
 from rrtf_serve.api.options import check_rows
@@ -51,6 +51,7 @@ class Infill:
     interactive: bool = True  # somebody waits for it: keep to the latency budget, end it as editors expect
     min_tokens: int = 0
     first_token_seconds: float | None = None  # this request's own budget; None: the server's; 0: none
+    prompt_tokens: int | None = None  # the prompt is cut to so many in any case
 
 
 async def infill_job(
@@ -76,8 +77,10 @@ async def infill_job(
     if infill.interactive:
         longest = settings.max_prompt_tokens or context
         budget = min(budget, longest, _readable(served, settings, infill, copies))
-    # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
-    ids, cursor = await asyncio.to_thread(_read, served, infill, budget)
+    if infill.prompt_tokens is not None:
+        budget = min(budget, infill.prompt_tokens)
+    encoding = encode_for_editor if infill.interactive else encode
+    ids, cursor = await encoding(_read, served, infill, budget)
     return Job(
         (ids,),
         copies,

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rrtf_serve.api.errors import ApiError
 
 MAX_ACCOUNTS = 10_000  # clients without a key are told apart by address, of which there are many
+LOOKED_AT = 16  # at most, for a new client: all others wait meanwhile
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,9 @@ class Account:
         self._tokens = _bucket(limits.tokens_per_minute, now)
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing would be lost with it."""
-        now = time.monotonic()
-        buckets = (self._requests, self._tokens)
-        return not self._running and all(b is None or b.level(now) >= b.per_minute for b in buckets)
+    def running(self) -> int:
+        """Requests that have not ended."""
+        return self._running
 
     def enter(self) -> None:
         """A request begins. Raises ApiError 429."""
@@ -114,19 +114,30 @@ class Account:
 
 
 class Accounts:
-    """One for each client, by key name or address."""
+    """One for each client, by key name or address. Of more than MAX_ACCOUNTS the one used longest ago is
+    forgotten, and with it what its client has used up; never one with a request under way."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._accounts: dict[str, Account] = {}
+        self._accounts: OrderedDict[str, Account] = OrderedDict()  # the one used last stands last
 
     def of(self, client: str) -> Account:
         account = self._accounts.get(client)
         if account is None:
-            if len(self._accounts) >= MAX_ACCOUNTS:
-                self._accounts = {name: each for name, each in self._accounts.items() if not each.idle}
+            self._make_room()
             account = self._accounts[client] = Account(self._limits, time.monotonic())
+        self._accounts.move_to_end(client)
         return account
+
+    def _make_room(self) -> None:
+        looked = 0
+        while len(self._accounts) >= MAX_ACCOUNTS and looked < LOOKED_AT:
+            oldest, account = next(iter(self._accounts.items()))
+            if account.running:
+                self._accounts.move_to_end(oldest)
+                looked += 1
+            else:
+                del self._accounts[oldest]
 
 
 def _bucket(per_minute: int | None, now: float) -> Bucket | None:

@@ -13,6 +13,9 @@ from rrtf_serve.api.settings import Known, Served
 from rrtf_serve.api.sse import unless_gone
 from rrtf_serve.api.visit import Visit, current
 
+# What TGI's clients call its one model, whatever that is: text_generation.Client.chat() says no other name.
+TGI_NAME = "tgi"
+
 
 class Opener(Protocol):
     """Loads and unloads."""
@@ -47,6 +50,7 @@ class Models:
         for each in known:  # behind all names, which win over aliases
             for alias in each.aliases:
                 self._by_name.setdefault(alias, each)
+        self._by_name.setdefault(TGI_NAME, known[0])
         self._known = list(known)
         self._opener = opener
 

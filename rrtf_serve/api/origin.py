@@ -24,9 +24,9 @@ _HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[^\[\]:/@\s]+)(:(?P<port>[0-9]{
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[^/\s]+)")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _EXPOSED = (
-    "x-request-id", "x-rrtf-dropped", "retry-after", "x-ratelimit-limit-requests", "x-ratelimit-limit-tokens",
-    "x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-requests",
-    "x-ratelimit-reset-tokens",
+    "x-request-id", "x-rrtf-dropped", "retry-after", "retry-after-ms", "x-ratelimit-limit-requests",
+    "x-ratelimit-limit-tokens", "x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens",
 )  # fmt: skip
 
 

@@ -59,8 +59,26 @@ class Visit:
         """For work that is no generation."""
         return Ticket(self.owner, deadline=self.deadline)
 
+    def check_reading(self, tokens: int, speed: float) -> None:
+        """Refuse what can't be read before the deadline, where nothing could stop it then. tokens: of the
+        prompts of all rows. speed: tokens per second. Raises ApiError 400."""
+        if self.deadline is None:
+            return
+        seconds = self.deadline - self.started
+        readable = int(seconds * speed)
+        if tokens > readable:
+            raise ApiError(
+                400,
+                f"The prompts of this request's choices have {tokens} tokens; this server reads about "
+                f"{readable} in the {seconds:g} s that a request may take. Please send less context.",
+                "context_length_exceeded",
+                path=("prompt",),
+                extra={"n_prompt_tokens": tokens, "n_ctx": readable},
+            )
+
     def reserve(self, longest: int, tokens: int) -> None:
-        """Before a generation of at most `tokens` in all, with prompts up to `longest`. Raises ApiError."""
+        """Before anything is read or made of what takes at most `tokens` in all, with prompts up to
+        `longest`. No effect where as much was reserved before. Raises ApiError."""
         if self.max_prompt_tokens is not None and longest > self.max_prompt_tokens:
             raise ApiError(
                 400,
@@ -70,17 +88,25 @@ class Visit:
                 path=("prompt",),
                 extra={"n_prompt_tokens": longest, "n_ctx": self.max_prompt_tokens},
             )
-        if self.account is not None:
-            self.account.reserve(tokens)
-            self.reserved += tokens
+        if self.account is not None and tokens > self.reserved:
+            self.account.reserve(tokens - self.reserved)
+            self.reserved = tokens
 
-    def accepted(self, model: str, rows: int, prompt_tokens: int, texts: Callable[[], list[str]]) -> None:
-        """A generation was queued. texts: its prompts, made only where they are to be kept."""
+    def scored(self, model: str, prompt_tokens: int, text: str) -> None:
+        """A prompt is read for its log-probabilities."""
         self.model = model
-        self.rows += rows
         self.prompt_tokens += prompt_tokens
         if self.keep_prompts:
-            self.prompts += texts()
+            self.prompts.append(text)
+
+    def accepted(self, model: str, rows: int, prompt_tokens: int, texts: Callable[[], list[str]]) -> None:
+        """The request's generation was queued; what of its prompts was scored before is counted once. texts:
+        the prompts, made only where they are to be kept."""
+        self.model = model
+        self.rows = rows
+        self.prompt_tokens = prompt_tokens
+        if self.keep_prompts:
+            self.prompts = texts()
 
     def token(self) -> None:
         """A token was made for it."""

@@ -54,7 +54,7 @@ class Accepted:
         """See Scheduler.submit."""
         with self._refusals():
             job = new_job(requests, ticket, self.limits)
-            self._check_tokens(job.tokens)
+        self.check_tokens(job.tokens)
         with self.changed:
             if self.closed:
                 raise SchedulerClosed
@@ -80,13 +80,21 @@ class Accepted:
 
     def add_score(self, work: Score, ticket: Ticket) -> None:
         """Raises QueueFull, SchedulerClosed, ValueError."""
-        with self._refusals():
-            self._check_tokens(work.tokens)
+        self.check_tokens(work.tokens)
         with self.changed:
             if self.closed:
                 raise SchedulerClosed
             self._put(work, ticket, work.tokens)
             self._scores[work] = None
+
+    def check_tokens(self, tokens: int) -> None:
+        """See Scheduler.check_tokens."""
+        if tokens > self._bounds.tokens:
+            with self._refusals():
+                raise ValueError(
+                    f"the request needs {tokens} tokens, all prompts and completions together; the server "
+                    f"accepts {self._bounds.tokens} at most: ask for fewer choices or a smaller max_tokens"
+                )
 
     def drop_score(self, work: Score) -> None:
         """Whoever asked has gone or has the answer: its place in the queue is free for others."""
@@ -192,13 +200,6 @@ class Accepted:
         except ValueError:
             self.observer.refused("too_many_tokens")
             raise
-
-    def _check_tokens(self, tokens: int) -> None:
-        if tokens > self._bounds.tokens:
-            raise ValueError(
-                f"the request needs {tokens} tokens, all prompts and completions together; the server "
-                f"accepts {self._bounds.tokens} at most: ask for fewer choices or a smaller max_tokens"
-            )
 
     def _put(self, work: Job | Score, ticket: Ticket, tokens: int) -> None:
         try:

@@ -166,7 +166,7 @@ class Lane:
             self._scoring = None
             with self._accepted.changed:
                 self._accepted.ran(-1)
-                self._accepted.long.pace.note_end()
+                self._accepted.long.pace.note_end(score.tokens, time.monotonic())
             score.tell()  # whoever hears of an end finds its place free
 
     def _run(self, jobs: list[Job]) -> None:
@@ -329,7 +329,7 @@ class Lane:
             ended = [job for job in self._jobs if job not in running]
             for job in ended:
                 job.batch = None
-                self._accepted.waiting_of(job).pace.note_end()
+                self._accepted.waiting_of(job).pace.note_end(job.tokens, time.monotonic())
             self._forget(ended)
 
     def _refused(self, jobs: list[Job], error: ValueError) -> None:

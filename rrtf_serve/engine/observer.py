@@ -34,7 +34,7 @@ class Observer:
         """A row's token came, so long after the row's token before it."""
 
     def tokens(self, prompt: int, completion: int) -> None:
-        """A row ended that had read and made so many."""
+        """A row or a score ended that had read and made so many."""
 
     def batch(self, rows: int) -> None:
         """A step was made with so many rows."""

@@ -89,6 +89,10 @@ class Scheduler:
             raise ValueError("no requests: a job needs at least one row")
         return self._accepted.submit(requests, ticket)
 
+    def check_tokens(self, tokens: int) -> None:
+        """Raises ValueError where one request can never need so many, prompts and completions together."""
+        self._accepted.check_tokens(tokens)
+
     async def score(self, prompt: tuple[int, ...], top: int, ticket: Ticket = NOBODY) -> list[TokenLogprob]:
         """Engine.score, in its turn among long jobs.
 
@@ -99,7 +103,9 @@ class Scheduler:
         left = None if ticket.deadline is None else max(0.0, ticket.deadline - time.monotonic())
         try:
             async with asyncio.timeout(left):
-                return await work.answer
+                records = await work.answer
+            self._accepted.observer.tokens(work.tokens, 0)
+            return records
         except TimeoutError as error:
             raise DeadlineExceeded from error
         finally:

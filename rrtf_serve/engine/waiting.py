@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from rrtf_serve.engine.stream import QueueFull
 
 # Seconds after its last work for which an owner's share of the queue is kept from the others.
 REMEMBERED = 60.0
+HALF_LIFE = 30.0  # seconds, of what Pace remembers
 
 Work = TypeVar("Work")
 
@@ -45,19 +46,34 @@ class Bounds:
 
 @dataclass
 class Pace:
-    """How fast work ends lately, for Retry-After."""
+    """How fast work ends lately, for Retry-After: in tokens, as jobs differ a thousandfold. Times are of
+    time.monotonic(), in seconds."""
 
-    seconds: float = 1.0  # from one end to the next
-    ended: float = field(default_factory=time.monotonic)
+    # Of what ended, each half as much worth after HALF_LIFE; before anything has, a guess that soon is worth
+    # nothing.
+    tokens: float = 500.0
+    seconds: float = 1.0
+    since: float | None = None  # when the last work ended, or the next one began; None: nothing runs
+
+    def begin(self, now: float) -> None:
+        """Some work is taken."""
+        if self.since is None:
+            self.since = now
 
     def rest(self) -> None:
         """Nothing waits and nothing runs."""
-        self.ended = time.monotonic()
+        self.since = None
 
-    def note_end(self) -> None:
-        now = time.monotonic()
-        self.seconds += (now - self.ended - self.seconds) / 4
-        self.ended = now
+    def note_end(self, tokens: int, now: float) -> None:
+        """Work of so many tokens has ended, as they were counted when it was put."""
+        passed = 0.0 if self.since is None else now - self.since
+        kept = 0.5 ** (passed / HALF_LIFE)
+        self.tokens = self.tokens * kept + tokens
+        self.seconds = self.seconds * kept + passed
+        self.since = now
+
+    def seconds_for(self, tokens: float) -> float:
+        return tokens * self.seconds / self.tokens
 
 
 class Waiting(Generic[Work]):
@@ -117,6 +133,7 @@ class Waiting(Generic[Work]):
 
     def take(self, work: Work) -> None:
         """Its turn has come."""
+        self.pace.begin(time.monotonic())
         place = self._leave(work)
         # Work may be taken past others, to run beside what is; the clock waits for those.
         behind = min((each.start for each in self._places.values()), default=place.start)
@@ -144,4 +161,6 @@ class Waiting(Generic[Work]):
         return place
 
     def _retry_after(self, waiting: int) -> float:
-        return min(60.0, max(1.0, self.pace.seconds * waiting))
+        """Seconds that so many of those that wait may take."""
+        tokens = self.tokens * waiting / max(1, len(self._places))
+        return min(60.0, max(1.0, self.pace.seconds_for(tokens)))

@@ -18,6 +18,7 @@ import codecs
 import json
 import re
 import threading
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,40 @@ def well_formed(text: str) -> str:
     return text
 
 
+class Turns:
+    """A lock that goes to whoever has waited longest. threading.Lock goes to anybody, so a thread that takes
+    it again and again keeps the others out."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self.waiting: deque[threading.Lock] = deque()  # of who waits, each held until it is its turn
+        self._held = False
+
+    def __enter__(self) -> None:
+        with self._guard:
+            if not self._held:
+                self._held = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self.waiting.append(turn)
+        turn.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            if self.waiting:
+                self.waiting.popleft().release()
+            else:
+                self._held = False
+
+
 class Tokenizer:
     """A folder's tokenizer.json. Safe to use from several threads."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         """Takes the backend over and changes it. Raises ModelError on a vocabulary of another kind."""
         self._backend = backend
-        self._lock = threading.Lock()
+        self._lock = Turns()
         backend.no_truncation()
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
@@ -238,6 +266,7 @@ class StopStrings:
         self._matched = [0] * len(self._stops)  # characters of each stop that the text now ends with
         self._held = ""
         self.stopped = False
+        self.found = ""  # the stop string that was reached
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that is safe to show, and whether a stop string was reached; afterwards nothing more comes."""
@@ -251,6 +280,7 @@ class StopStrings:
             longest = self._step(character)
             if longest:
                 self.stopped = True
+                self.found = self._held[held + index + 1 - longest : held + index + 1]
                 safe, self._held = self._held[: held + index + 1 - longest], ""
                 return safe, True
         keep = max(self._matched)
@@ -315,6 +345,11 @@ class TextStream:
     @property
     def stopped(self) -> bool:
         return self._stops.stopped
+
+    @property
+    def stop(self) -> str:
+        """The stop string that was reached; none so far: empty."""
+        return self._stops.found
 
     def push(self, token: int) -> tuple[str, bool]:
         """Text that is safe to show after this token, and whether a stop string was reached."""

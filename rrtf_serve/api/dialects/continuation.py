@@ -3,12 +3,13 @@ asked for."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from starlette.requests import Request as HttpRequest
 
+from rrtf_serve.api.encoding import Encoded, encode, encode_each
 from rrtf_serve.api.errors import FieldPath, invalid_value
 from rrtf_serve.api.generation import Job, room
 from rrtf_serve.api.infill import DEFAULT_MAX_TOKENS, editor_of, infill_job, marked
@@ -40,16 +41,22 @@ async def continuation_job(
         infill = replace(around, max_tokens=middle_tokens(served, asked), stops=stops)
         editor = editor_of(request, dialect, infill)
         return await infill_job(served, settings, infill, sampling, copies=copies, editor=editor)
-    # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
-    encoded = await asyncio.to_thread(_encode, served, prompts)
-    return Job(
-        encoded,
+    encoded = await encode_each(
+        served,
         copies,
-        tuple(tokens_left(served, settings, len(ids), asked) for ids in encoded),
+        [
+            partial(_encode, served, settings, prompt, asked, ("prompt", index) if others else ("prompt",))
+            for index, prompt in enumerate(prompts)
+        ],
+    )
+    return Job(
+        tuple(ids for ids, _ in encoded),
+        copies,
+        tuple(following for _, following in encoded),
         sampling,
         served.prompts.completion_end_ids,
         stops,
-        interactive=all(_fills_middle(served, ids) for ids in encoded),
+        interactive=all(_fills_middle(served, ids) for ids, _ in encoded),
     )
 
 
@@ -64,7 +71,7 @@ async def conversation_job(
     path: FieldPath,
 ) -> Job:
     """The assistant's next message. `path`: of the field that the messages come from. Raises ApiError 400."""
-    ids = await asyncio.to_thread(_encode_messages, served, messages, path)
+    ids = await encode(_encode_messages, served, messages, path)
     return Job(
         (ids,),
         1,
@@ -99,21 +106,19 @@ def _fills_middle(served: Served, ids: tuple[int, ...]) -> bool:
     return served.tokenizer.token_id(fim.prefix) in ids and served.tokenizer.token_id(fim.middle) in ids
 
 
-def _encode(served: Served, prompts: tuple[Prompt, ...]) -> tuple[tuple[int, ...], ...]:
-    encoded = []
-    for index, prompt in enumerate(prompts):
-        path: FieldPath = ("prompt", index) if len(prompts) > 1 else ("prompt",)
-        if isinstance(prompt, str):
-            check_length(served, prompt, path)
-            ids = tuple(served.prompts.completion(prompt))
-        else:
-            ids = prompt
-            if max(ids) >= served.tokenizer.size:
-                raise invalid_value(path, f"its ids must be below {served.tokenizer.size}.")
-        if not ids:
-            raise invalid_value(path, "it is empty; the model needs at least one token to start from.")
-        encoded.append(ids)
-    return tuple(encoded)
+def _encode(
+    served: Served, settings: ApiSettings, prompt: Prompt, asked: int | None, path: FieldPath
+) -> Encoded:
+    if isinstance(prompt, str):
+        check_length(served, prompt, path)
+        ids = tuple(served.prompts.completion(prompt))
+    else:
+        ids = prompt
+        if max(ids) >= served.tokenizer.size:
+            raise invalid_value(path, f"its ids must be below {served.tokenizer.size}.")
+    if not ids:
+        raise invalid_value(path, "it is empty; the model needs at least one token to start from.")
+    return ids, tokens_left(served, settings, len(ids), asked)
 
 
 def _encode_messages(

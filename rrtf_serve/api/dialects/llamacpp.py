@@ -9,7 +9,6 @@ as cached, and what stands beyond the context is refused by /completion, never c
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
@@ -27,6 +26,7 @@ from rrtf_serve.api.dialects.continuation import continuation_job, middle_tokens
 from rrtf_serve.api.dialects.endpoint import ANSWER
 from rrtf_serve.api.dialects.llamacpp_shape import ERROR, Ending, Shape, error_body
 from rrtf_serve.api.dialects.timed import TimedGeneration, Times
+from rrtf_serve.api.encoding import encode
 from rrtf_serve.api.errors import SHAPES, ApiError, invalid_value
 from rrtf_serve.api.fields import Field, Parsed, Values, parse
 from rrtf_serve.api.generation import Job
@@ -37,6 +37,7 @@ from rrtf_serve.api.options import check_length
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import Record
 from rrtf_serve.api.sse import EventStream, event, unless_gone
+from rrtf_serve.engine.protocol import Sampling
 
 DIALECT = "llama.cpp"
 PATHS = (
@@ -62,7 +63,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
         async def endpoint(request: Request) -> Response:
             served, parsed = await read(request, table)
             if parsed.values["n_predict"] == 0:
-                return _warmed_up(served, parsed)
+                return _warmed_up(served, parsed, likeliest=path == "/infill")
             job = await unless_gone(request.receive, plan(request, served, settings, parsed.values))
             return await _answer(request, served, job, parsed)
 
@@ -80,8 +81,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
     def telling(path: str, table: tuple[Field, ...], tell: Tell, summary: str) -> None:
         async def endpoint(request: Request) -> Response:
             served, parsed = await read(request, table)
-            # In a thread: a long text takes a while.
-            return _json(await asyncio.to_thread(tell, served, parsed.values))
+            return _json(await encode(tell, served, parsed.values))
 
         app.add_api_route(
             path,
@@ -172,7 +172,7 @@ async def _plan_completion(request: Request, served: Served, settings: ApiSettin
 
 async def _answer(request: Request, served: Served, job: Job, parsed: Parsed) -> Response:
     values = parsed.values
-    shape = _shape(served, values)
+    shape = _shape(served, values, job.sampling, max(job.max_tokens))
     headers = _headers(parsed)
     generation = TimedGeneration(
         served,
@@ -203,23 +203,28 @@ async def _events(generation: TimedGeneration, shape: Shape) -> AsyncIterator[by
                 yield event(shape.final(piece.row, "", (), times))
 
 
-def _warmed_up(served: Served, parsed: Parsed) -> Response:
+def _warmed_up(served: Served, parsed: Parsed, *, likeliest: bool) -> Response:
     """Editors ask for no tokens ahead of a real request, so that the prompt is in the cache by then; here it
     would stand in others' way."""
-    record = _shape(served, parsed.values).final(0, "", (), Times(0.0, 0, stop="limit"))
+    sampling = fields.sampling(parsed.values, served.scheduler.capabilities, likeliest=likeliest)
+    shape = _shape(served, parsed.values, sampling, 0)
+    record = shape.final(0, "", (), Times(0.0, 0, stop="limit"))
     if parsed.values["stream"]:
         return Response(event(record), media_type=Ending.media_type)
     return _json(record, _headers(parsed))
 
 
-def _shape(served: Served, values: Values) -> Shape:
-    settings = {
-        name: values[name] for name in ("n_predict", "temperature", "top_k", "top_p", "seed", "stream")
-    }
-    settings |= {"n_ctx": served.scheduler.capabilities.max_context, "stop": list(values["stop"])}
+def _shape(served: Served, values: Values, sampling: Sampling, tokens: int) -> Shape:
+    """tokens: that each row may have."""
     return Shape(
         served.name,
-        settings,
+        {
+            **fields.in_effect(sampling),
+            "n_predict": tokens,
+            "n_ctx": served.scheduler.capabilities.max_context,
+            "stop": list(values["stop"]),
+            "stream": values["stream"],
+        },
         served.tokenizer,
         values["response_fields"],
         probabilities=values["n_probs"] > 0,

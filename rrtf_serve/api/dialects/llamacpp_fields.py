@@ -168,6 +168,20 @@ def sampling(values: Values, engine: Capabilities, *, likeliest: bool) -> Sampli
     )
 
 
+def in_effect(sampling: Sampling) -> Values:
+    """How tokens are chosen, by llama.cpp's names."""
+    return {
+        "seed": RANDOM_SEED if sampling.seed is None else sampling.seed,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "repeat_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+    }
+
+
 def seconds(milliseconds: float) -> float | None:
     """None for 0: no limit."""
     return milliseconds / 1000 if milliseconds and math.isfinite(milliseconds) else None

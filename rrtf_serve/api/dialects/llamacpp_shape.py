@@ -120,7 +120,7 @@ class Shape:
             "has_new_line": "\n" in text,
             "truncated": False,
             "stop_type": times.stop,
-            "stopping_word": "",
+            "stopping_word": times.word,
             "tokens_cached": 0,
             "timings": timings(times),
         }

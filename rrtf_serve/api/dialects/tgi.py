@@ -24,6 +24,7 @@ from rrtf_serve.api.answer import Plan
 from rrtf_serve.api.dialects.endpoint import Body, add_endpoint
 from rrtf_serve.api.dialects.tgi_fields import FIELDS, PARAMETERS, sampling
 from rrtf_serve.api.dialects.tgi_shape import ERROR, TgiShape, error_body
+from rrtf_serve.api.encoding import encode
 from rrtf_serve.api.errors import SHAPES, invalid_value
 from rrtf_serve.api.fields import MAX_STOPS, Values, parse
 from rrtf_serve.api.generation import Job, room
@@ -96,12 +97,14 @@ async def plan_generate(
     around = marked(text)
     detailed = values["details"] and engine.max_logprobs > 0
     drawn = sampling(values, engine, scored=detailed or copies > 1)
-    if around is not None and served.prompts.has_infill and copies == 1 and not values["truncate"]:
+    fills = around is not None and served.prompts.has_infill and copies == 1
+    if around is not None and fills:
         limit = values["max_new_tokens"] or DEFAULT_MAX_TOKENS
-        infill = replace(around, max_tokens=limit, stops=values["stop"])
+        kept = values["truncate"]
+        infill = replace(around, max_tokens=limit, stops=values["stop"], prompt_tokens=kept)
         job = await infill_job(served, settings, infill, drawn, editor=editor_of(request, "tgi", infill))
     else:
-        ids = await _encode(served, text, values)
+        ids = await encode(_encode, served, text, values)
         limit = room(engine.max_context, len(ids), values["max_new_tokens"], DEFAULT_MAX_TOKENS, ("inputs",))
         ends = served.prompts.completion_end_ids
         job = Job((ids,), copies, (limit,), drawn, ends, values["stop"])
@@ -112,6 +115,8 @@ async def plan_generate(
             text if values["return_full_text"] else "",
             details=values["details"],
             seed=drawn.seed,
+            stops=values["stop"],
+            keeps_stop=not fills,
             listed=listed,
         ),
         stream=stream,
@@ -121,7 +126,7 @@ async def plan_generate(
     )
 
 
-async def _encode(served: Served, text: str, values: Values) -> tuple[int, ...]:
+def _encode(served: Served, text: str, values: Values) -> tuple[int, ...]:
     check_length(served, text, ("inputs",))
     try:
         ids = tuple(served.prompts.completion(text))

@@ -27,7 +27,9 @@ def error_body(error: ApiError) -> dict[str, object]:
 
 
 class TgiShape:
-    """`before`: what goes before the whole text in the end. `listed`: a whole answer is a list of one."""
+    """before: what goes before the whole text in the end. stops: the client's own stop strings. keeps_stop:
+    whether the one that was reached stays at the text's end, as it does at TGI. listed: a whole answer is a
+    list of one."""
 
     media_type = "text/event-stream"
     done = b""
@@ -39,6 +41,8 @@ class TgiShape:
         *,
         details: bool,
         seed: int | None,
+        stops: tuple[str, ...],
+        keeps_stop: bool,
         listed: bool,
     ) -> None:
         self.id = secrets.token_hex(12)
@@ -46,6 +50,8 @@ class TgiShape:
         self._before = before
         self._details = details
         self._seed = seed
+        self._stops = stops
+        self._keeps_stop = keeps_stop
         self._listed = listed
         self._text = ""
         self._events = 0
@@ -58,15 +64,16 @@ class TgiShape:
         return b""
 
     def chunk(self, piece: Piece) -> bytes:
-        self._text += piece.text
+        text = self._with_stop(piece)
+        self._text += text
         self._tokens += len(piece.scored)
         self._events += 1
         last = piece.scored[-1] if piece.scored else None
         token: Record = {
             "id": last.token if last else 0,
-            "text": piece.text,
+            "text": text,
             "logprob": _finite(last),
-            "special": not piece.text,
+            "special": not text,
         }
         ended = piece.finish is not None
         record: Record = {
@@ -82,7 +89,7 @@ class TgiShape:
 
     def whole(self, choices: Sequence[Piece], usage: Record) -> Record | list[Record]:
         (piece,) = choices
-        record: Record = {"generated_text": self._before + piece.text}
+        record: Record = {"generated_text": self._before + self._with_stop(piece)}
         if self._details:
             tokens = [self._token(scored) for scored in piece.scored]
             record["details"] = {
@@ -93,9 +100,12 @@ class TgiShape:
         return [record] if self._listed else record
 
     def _ending(self, piece: Piece, tokens: int) -> Record:
-        # Which of an end token and a stop string it was isn't told here.
-        reason = "length" if piece.finish == "length" else "eos_token"
+        stopped = "stop_sequence" if piece.stop in self._stops else "eos_token"
+        reason = "length" if piece.finish == "length" else stopped
         return {"finish_reason": reason, "generated_tokens": tokens, "seed": self._seed}
+
+    def _with_stop(self, piece: Piece) -> str:
+        return piece.text + piece.stop if self._keeps_stop and piece.stop in self._stops else piece.text
 
     def _token(self, scored: Scored) -> Record:
         return {

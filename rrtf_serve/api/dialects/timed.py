@@ -31,7 +31,8 @@ class Times:
     first: float | None = None  # when its first token came
     last: float | None = None
     predicted_tokens: int = 0
-    stop: StopType = "none"  # word: a stop string, or where an editor's completion ends
+    stop: StopType = "none"  # eos: an end token, or where an editor's completion ends
+    word: str = ""  # the stop string that ended it
 
     @property
     def prompt_seconds(self) -> float:
@@ -117,11 +118,11 @@ class TimedGeneration(Generation):
                 times.first = times.last if times.first is None else times.first
                 times.predicted_tokens += 1
             if piece is not None and piece.finish is not None:
-                times.stop = _stop_type(piece, delta)
+                times.stop, times.word = _stop_type(piece), piece.stop
         return piece
 
 
-def _stop_type(piece: Piece, delta: Delta) -> StopType:
+def _stop_type(piece: Piece) -> StopType:
     if piece.finish == "length":
         return "limit"
-    return "eos" if delta.finish == "stop" else "word"
+    return "word" if piece.stop else "eos"
