@@ -1,16 +1,21 @@
-"""POST /v1/completions: text after a prompt, or between a prompt and a suffix."""
+"""POST /v1/completions: text after a prompt, or between a prompt and a suffix.
+
+Most editors know no other route, and few can send a header: a prompt with a `suffix`, or one that its client
+made of fill-in-the-middle markers, is taken for an editor's. The header `x-rrtf-interactive` says otherwise.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+
+from starlette.requests import Request as HttpRequest
 
 from rrtf_serve.api.answer import Echo, Plan
 from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Parsed, Values, parse
 from rrtf_serve.api.generation import Job, Scored, refusals, room
-from rrtf_serve.api.infill import Infill, infill_job, marked, no_infill
+from rrtf_serve.api.infill import Infill, editor_of, infill_job, marked, no_infill
 from rrtf_serve.api.options import check_length, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
@@ -21,28 +26,30 @@ from rrtf_serve.models.tokens import Detokenizer, Tokenizer
 Prompt = str | tuple[int, ...]
 
 DEFAULT_MAX_TOKENS = 16  # as OpenAI documents
+SHORT_TOKENS = 64  # who asks for no more doesn't wait for those who ask for more
+# "true": somebody types and waits. "false": nobody does. Else the request itself tells.
+INTERACTIVE = "x-rrtf-interactive"
 
 
 async def plan_completion(
-    served: Served,
-    settings: ApiSettings,
-    body: dict[str, object],
-    *,
-    editor: Callable[[Infill], str] | None = None,
+    request: HttpRequest, served: Served, settings: ApiSettings, body: dict[str, object], *, dialect: str
 ) -> Plan:
-    """`editor`: names the place where somebody types and waits; one text is then gone on with as infill_job
-    does. Raises ApiError."""
+    """An editor's request is answered as infill_job does, and greedily where it names no temperature: Zed and
+    others have no setting for one. Raises ApiError."""
     engine = served.scheduler.capabilities
     parsed = parse(COMPLETION_FIELDS, body, engine)
     values = parsed.values
     given: tuple[Prompt, ...] = values["prompt"]
     copies = values["best_of"] or values["n"]
     check_rows(settings, len(given), copies)
-    between = _editors(given, values) if editor is not None else None
-    if between is not None and editor is not None:
-        job = await infill_job(
-            served, settings, between, sampling(values, None), copies=copies, editor=editor(between)
-        )
+    waits = _waits(request)
+    between = _editors(served, given, values, waits)
+    if between is not None:
+        if copies == 1 and body.get("temperature") is None:
+            parsed = parse(COMPLETION_FIELDS, {**body, "temperature": 0}, engine)
+        editor = editor_of(request, dialect, between)
+        drawn = sampling(parsed.values, None)
+        job = await infill_job(served, settings, between, drawn, copies=copies, editor=editor)
         return _plan(served, parsed, job)
     infill = bool(values["suffix"])
     # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
@@ -59,6 +66,7 @@ async def plan_completion(
         sampling(values, asked if asked is not None or not ranked else 0),
         served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
         values["stop"] + (served.prompts.middle_stops(_text(given), values["suffix"]) if infill else ()),
+        interactive=waits is not False and _max_tokens(values) <= SHORT_TOKENS,
     )
     return _plan(served, parsed, job, echoes)
 
@@ -83,19 +91,29 @@ def _plan(served: Served, parsed: Parsed, job: Job, echoes: tuple[Echo, ...] = (
     )
 
 
-def _editors(given: tuple[Prompt, ...], values: Values) -> Infill | None:
-    """None where more is asked for than an editor does: then it is answered as to anybody."""
+def _waits(request: HttpRequest) -> bool | None:
+    said = request.headers.get(INTERACTIVE, "").strip().lower()
+    return True if said in ("true", "1") else False if said in ("false", "0") else None
+
+
+def _max_tokens(values: Values) -> int:
+    asked: int | None = values["max_tokens"]
+    return DEFAULT_MAX_TOKENS if asked is None else asked
+
+
+def _editors(served: Served, given: tuple[Prompt, ...], values: Values, waits: bool | None) -> Infill | None:
+    """None where nobody types, or more is asked for than an editor asks for: answered as to anybody then."""
     ranked = (values["best_of"] or values["n"]) > values["n"]
-    if len(given) > 1 or not isinstance(given[0], str) or values["echo"] or ranked:
+    if waits is False or len(given) > 1 or not isinstance(given[0], str) or values["echo"] or ranked:
         return None
     if values["logprobs"] is not None:
         return None
     suffix = values["suffix"] or ""
-    prefix, suffix = (None if suffix else marked(given[0])) or (given[0], suffix)
-    asked = values["max_tokens"]
-    return Infill(
-        prefix, suffix, max_tokens=DEFAULT_MAX_TOKENS if asked is None else asked, stops=values["stop"]
-    )
+    around = None if suffix else marked(given[0])
+    if waits is None and not suffix and (around is None or not served.prompts.has_infill):
+        return None
+    prefix, suffix = around or (given[0], suffix)
+    return Infill(prefix, suffix, max_tokens=_max_tokens(values), stops=values["stop"])
 
 
 def _encode(
