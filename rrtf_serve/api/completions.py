@@ -113,7 +113,7 @@ def _editors(served: Served, given: tuple[Prompt, ...], values: Values, waits: b
     if waits is None and not suffix and (around is None or not served.prompts.has_infill):
         return None
     prefix, suffix = around or (given[0], suffix)
-    return Infill(prefix, suffix, max_tokens=_max_tokens(values), stops=values["stop"])
+    return Infill(prefix, suffix, user=values["user"], max_tokens=_max_tokens(values), stops=values["stop"])
 
 
 def _encode(

@@ -11,7 +11,6 @@ when it was loaded. First the snippets go, then the ends of prefix and suffix th
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from dataclasses import dataclass
 
 from starlette.requests import Request as HttpRequest
@@ -22,6 +21,7 @@ from rrtf_serve.api.options import check_rows
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.trimming import Cursor
 from rrtf_serve.engine.protocol import Sampling
+from rrtf_serve.engine.ticket import Editing
 from rrtf_serve.models.families import FAMILIES
 from rrtf_serve.models.prompts import PromptError, Setting
 
@@ -46,6 +46,7 @@ class Infill:
     filename: str | None = None
     snippets: tuple[Snippet, ...] = ()  # the most useful first
     repository: str | None = None
+    user: str | None = None  # who types, as the client names them
     max_tokens: int = DEFAULT_MAX_TOKENS
     stops: tuple[str, ...] = ()
     interactive: bool = True  # somebody waits for it: keep to the latency budget, end it as editors expect
@@ -60,7 +61,7 @@ async def infill_job(
     sampling: Sampling,
     *,
     copies: int = 1,
-    editor: str | None = None,
+    editor: Editing | None = None,
 ) -> Job:
     """One prompt, `copies` rows. A model that can't fill in the middle goes on with the prefix where nothing
     follows it. Raises ApiError 400 where something does, or where nothing fits beside `max_tokens`; an
@@ -150,14 +151,8 @@ def marked(text: str) -> tuple[str, str] | None:
 _MARKERS = [family.fim for family in FAMILIES.values() if family.fim is not None]
 
 
-def editor_of(request: HttpRequest, dialect: str, infill: Infill) -> str:
-    """Names one place where somebody types, for Job.editor.
-
-    Somebody else's completion must never be taken for an older one of theirs: besides key, address, dialect
-    and file the lines at the top of what was sent are part of it. Where an editor's window moves with the
-    cursor the name changes, too, and the older request just isn't replaced.
-    """
-    above = infill.prefix.rpartition("\n")[0][:256]
+def editor_of(request: HttpRequest, dialect: str, infill: Infill) -> Editing:
+    """What is typed, for Job.editor. The text as it was sent, before anything of it is cut."""
     client = request.client.host if request.client else ""
-    parts = (request.scope.get("rrtf.owner") or "", client, dialect, infill.filename or "", above)
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()
+    who = (client, dialect, infill.user or "", infill.repository or "", infill.filename or "")
+    return Editing(who, infill.prefix, infill.suffix, named=bool(infill.filename))
