@@ -130,7 +130,7 @@ def half_open(site: Site) -> Fault:
         fault.expect(probe(target) == site.before.answer, "another client's answer changed meanwhile")
         fault.facts["probe_meanwhile_s"] = time.monotonic() - started
         time.sleep(site.sizes.idle_s)
-        # Not a fault: a proxy in front bounds it, and so does the system's limit on open files.
+        # Not a fault: the server closes them once --receive-seconds are over, or where it needs the room.
         fault.facts |= {
             "connections": len(socks),
             f"closed_by_server_after_{site.sizes.idle_s:g}_s": sum(map(closed_by_server, socks)),

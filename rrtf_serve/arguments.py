@@ -76,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
     _add_limits(made)
     _add_logs(made)
     option("--max-queue", type=int, help="requests that may wait before new ones get 429 (default: 64)")
+    option(
+        "--max-queue-tokens",
+        type=int,
+        help="tokens of prompts and answers that may wait before new requests get 429 (default: 16 batches)",
+    )
     option("--max-batch", type=int, help="rows decoded together (default: 16)")
     option(
         "--drain-delay-seconds",
@@ -136,6 +141,11 @@ def _add_limits(made: argparse.ArgumentParser) -> None:
         "--first-token-seconds",
         type=float,
         help="an editor's prompt is cut to what the model reads in this time; 0: it isn't (default: 1)",
+    )
+    option(
+        "--receive-seconds",
+        type=float,
+        help="for a request's line and headers to arrive, and without progress in its body (default: 30)",
     )
     option("--request-seconds", type=float, help="until the end of the answer (default: no limit)")
 

@@ -20,6 +20,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
     "threads": (0, 1024),
     "max_queue": (1, 100_000),
+    "max_queue_tokens": (1, 1_000_000_000),
     "max_batch": (1, 1024),
     "requests_per_minute": (1, 1_000_000),
     "tokens_per_minute": (1, 1_000_000_000),
@@ -27,6 +28,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_body_bytes": (1024, 2**30),
     "max_prompt_tokens": (1, 10_000_000),
     "first_token_seconds": (0, 600),
+    "receive_seconds": (0.1, 86_400),
     "request_seconds": (0.1, 86_400),
     "drain_delay_seconds": (0, 3600),
     "drain_seconds": (0, 86_400),
@@ -76,6 +78,7 @@ class ServeConfig:
     max_body_bytes: int = 4 * 2**20
     max_prompt_tokens: int | None = None  # None: what the context holds
     first_token_seconds: float = 1.0  # what reading an editor's prompt may take; 0: no limit
+    receive_seconds: float = 30.0  # for a request's line and headers, and without progress in its body
     request_seconds: float | None = None  # None: no time limit
     allowed_host: tuple[str, ...] = ()  # names under which the server is reached, besides its own
     cors_origin: tuple[str, ...] = ()  # web pages that may call the API
@@ -86,6 +89,7 @@ class ServeConfig:
     log_file: Path | None = None  # None: stderr
     log_prompts: bool = False
     max_queue: int = 64  # requests waiting before 429
+    max_queue_tokens: int | None = None  # of their prompts and completions; None: see Scheduler
     max_batch: int = 16  # rows decoded together
     drain_delay_seconds: float = 0.0  # how long /ready says 503 before a stopping server takes no more
     drain_seconds: float = 30.0  # how long a stopping server finishes accepted requests

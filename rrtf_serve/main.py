@@ -32,8 +32,8 @@ from rrtf_serve.models.errors import ModelError
 from rrtf_serve.parts import find_part
 from rrtf_serve.preparation import prepare
 from rrtf_serve.prepared import Prepared, load, prepare_all
-from rrtf_serve.process import Ending, address_of, reserve, run
-from rrtf_serve.roster import Opened, Residence, Roster
+from rrtf_serve.process import Ending, address_of, leave_within, reserve, run
+from rrtf_serve.roster import Residence, Roster
 
 log = logging.getLogger("rrtf_serve")
 
@@ -83,17 +83,10 @@ def main(argv: list[str] | None = None) -> int:
                 operation = Operation(keys, _bound(origins, config, listener, keys), metrics, requests)
                 prepared = prepare_all(config)
                 doing = "while the model was being loaded"
-                # Before there is an event loop, which would keep Ctrl-C to itself until all is loaded.
-                first = load(prepared[0], metrics)
-                return asyncio.run(
-                    serve(
-                        config,
-                        first,
-                        _roster(config, prepared, first, metrics),
-                        operation=operation,
-                        listener=listener,
-                    )
-                )
+                roster = _roster(config, prepared, metrics)
+                if asyncio.run(serve(config, roster, operation=operation, listener=listener)):
+                    return 0
+                raise KeyboardInterrupt
     except (ModelError, ValueError, OSError) as error:
         print(f"rrtf-serve: {error}", file=sys.stderr)
         return 1
@@ -102,13 +95,12 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _roster(config: ServeConfig, prepared: list[Prepared], first: Opened, metrics: Metrics) -> Roster:
+def _roster(config: ServeConfig, prepared: list[Prepared], metrics: Metrics) -> Roster:
     by_name = {each.known.name: each for each in prepared}
     return Roster(
         [each.known for each in prepared],
         lambda known: load(by_name[known.name], metrics),
-        Residence(config.max_loaded, config.unload_after),
-        {prepared[0].known.name: first},
+        Residence(config.max_loaded, config.unload_after, waiting=config.max_queue),
     )
 
 
@@ -127,10 +119,11 @@ def _bound(origins: Origins, config: ServeConfig, listener: socket.socket, keys:
 
 
 async def serve(
-    config: ServeConfig, first: Opened, roster: Roster, *, operation: Operation, listener: socket.socket
-) -> int:
-    """Serve until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to finish. Closes the roster,
-    whose first model is `first`."""
+    config: ServeConfig, roster: Roster, *, operation: Operation, listener: socket.socket
+) -> bool:
+    """Load the first model and serve until SIGINT or SIGTERM; accepted requests then get `drain_seconds` to
+    finish. Closes the roster. False where SIGINT came before the model was there. Raises what `load` raises.
+    """
     keys = operation.keys
     try:
         models = Models(roster.known, roster)
@@ -144,29 +137,39 @@ async def serve(
         address = address_of(listener)
         page = config.ui and _mount_page(app, address, keys)
         _add_root(app, page=page)
-        served = first.served
+        first = roster.known[0]
         text = banner(
-            served.name,
+            first.name,
             address,
             page=page,
             keys=keys.required,
-            infill=served.prompts.has_infill,
+            infill=first.prompts.has_infill,
             others=tuple(each.name for each in roster.known[1:]),
         )
-        roster.start()
-        await run(
+        readiness = app.state.readiness
+        readiness.loading = True
+
+        async def begin() -> None:
+            await roster.begin()
+            readiness.loading = False
+
+        return await run(
             app,
             listener,
             roster,
             Ending(config.drain_seconds, config.drain_delay_seconds),
+            begin=begin,
             greet=lambda: print(text, flush=True),
             hang_up=operation.hang_up if hangs_up(config) else None,
+            at_last=lambda seconds, status: leave_within(
+                seconds, status, lambda: operation.requests.close(1.0)
+            ),
             trusted_proxies=config.trusted_proxy,
+            receive_seconds=config.receive_seconds,
         )
     finally:
         await roster.close(0)
         await roster.release()
-    return 0
 
 
 def settings_of(config: ServeConfig, origins: Origins) -> ApiSettings:
@@ -176,6 +179,7 @@ def settings_of(config: ServeConfig, origins: Origins) -> ApiSettings:
         max_body_bytes=config.max_body_bytes,
         max_prompt_tokens=config.max_prompt_tokens,
         first_token_seconds=config.first_token_seconds,
+        receive_seconds=config.receive_seconds,
         request_seconds=config.request_seconds,
         limits=Limits(config.requests_per_minute, config.tokens_per_minute, config.concurrent_requests),
         origins=origins,

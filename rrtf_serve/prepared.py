@@ -85,7 +85,12 @@ def load(prepared: Prepared, metrics: Metrics) -> Opened:
             speed = prefill_speed(engine, known.tokenizer.encode(SAMPLE_CODE, specials=False))
             log.info("the model reads %.0f tokens per second", speed)
         observer = metrics.observer(known.name)
-        scheduler = Scheduler(engine, max_queue=config.max_queue, observer=observer)
+        scheduler = Scheduler(
+            engine,
+            max_queue=config.max_queue,
+            max_queue_tokens=config.max_queue_tokens,
+            observer=observer,
+        )
     except BaseException:
         engine.close()
         raise

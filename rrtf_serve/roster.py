@@ -2,11 +2,13 @@
 
     roster = Roster(known, load, Residence())
     models = Models(roster.known, roster)
+    await roster.begin()
     ...
     await roster.close(drain_seconds)
 
-The first is loaded before the server answers, the others at their first request. A model is unloaded only
-while nothing of it waits or runs, the one that was asked for longest ago first.
+The first is loaded when the server starts, and until then every request for a model hears that it is; the
+others are loaded at their first request. A model is unloaded only while no request holds it and nothing of it
+waits or runs, the one that was used longest ago first.
 """
 
 from __future__ import annotations
@@ -14,11 +16,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
-from rrtf_serve.api.errors import ApiError
+from rrtf_serve.api.errors import ApiError, queue_full, shutting_down
 from rrtf_serve.api.settings import Known, Served
 from rrtf_serve.engine.protocol import Engine
 from rrtf_serve.memory import available_memory
@@ -29,9 +30,8 @@ log = logging.getLogger(__name__)
 # What a model takes beside its weights while it works: keys, values and activations of a full batch.
 WORK_SHARE = 0.25
 WORK_BYTES = 256 * 2**20
-# Between asking for a model and handing in its job a request reads and encodes what it was sent.
-JUST_ASKED_SECONDS = 5.0
 WAIT_SECONDS = 30.0  # for a model that works to become idle, so that another fits
+RETRY_SECONDS = 10.0  # what who can't wait any more is told
 POLL_SECONDS = 0.2
 
 
@@ -46,12 +46,14 @@ class Opened:
 @dataclass(frozen=True)
 class Residence:
     """How many models may be in memory at once (None: as many as fit), and after how many seconds without a
-    request one is unloaded (0: never). reserve: bytes that are left free. Raises ValueError naming the flag.
+    request one is unloaded (0: never). reserve: bytes that are left free. waiting: requests that may wait for
+    models to be loaded. Raises ValueError naming the flag.
     """
 
     most: int | None = None
     idle_seconds: float = 0.0
     reserve: int = 256 * 2**20
+    waiting: int = 64
 
     def __post_init__(self) -> None:
         if self.most is not None and self.most < 1:
@@ -64,14 +66,15 @@ class Residence:
 class _Place:
     known: Known
     opened: Opened | None = None
-    asked: float = field(default_factory=time.monotonic)  # when it was last
+    opening: asyncio.Future[None] | None = None  # while it is loaded, or room is made for it
+    holders: int = 0  # requests that use it, or wait for it
+    used: float = field(default_factory=time.monotonic)  # when it was last
 
     @property
     def idle(self) -> bool:
         assert self.opened is not None
         scheduler = self.opened.served.scheduler
-        quiet = time.monotonic() - self.asked > JUST_ASKED_SECONDS
-        return quiet and not scheduler.rows_running and not scheduler.queue_depth
+        return not (self.holders or scheduler.rows_running or scheduler.queue_depth)
 
     @property
     def bytes(self) -> int:
@@ -81,26 +84,27 @@ class _Place:
 
 
 class Roster:
-    """load: makes a model's engine and scheduler, in a thread; raises ModelError, ValueError. opened: by
-    name, those that are loaded already. free: bytes of memory that are available, None where nobody knows:
-    then only `most` limits."""
+    """load: makes a model's engine and scheduler, in a thread; raises ModelError, ValueError. free: bytes of
+    memory that are available, None where nobody knows: then only `most` limits."""
 
     def __init__(
         self,
         known: Sequence[Known],
         load: Callable[[Known], Opened],
         residence: Residence,
-        opened: Mapping[str, Opened] = MappingProxyType({}),
         free: Callable[[], int | None] = available_memory,
     ) -> None:
         self.known = list(known)
-        self._places = {each.name: _Place(each, opened.get(each.name)) for each in known}
+        self._places = {each.name: _Place(each) for each in known}
         self._load = load
         self._residence = residence
         self._free = free
         self._changing = asyncio.Lock()  # one load or unload at a time
+        self._loads: set[asyncio.Task[None]] = set()
+        self._waiting = 0  # requests, for models to be loaded
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
+        self._beginning = False
 
     @property
     def rows_running(self) -> int:
@@ -108,57 +112,113 @@ class Roster:
 
     @property
     def queue_depth(self) -> int:
-        return sum(each.scheduler.queue_depth for each in self.loaded)
+        return self._waiting + sum(each.scheduler.queue_depth for each in self.loaded)
 
     @property
     def loaded(self) -> list[Served]:
         return [each.opened.served for each in self._places.values() if each.opened is not None]
 
+    def is_open(self, known: Known) -> bool:
+        return self._places[known.name].opened is not None
+
+    async def begin(self) -> None:
+        """Load the first model, and start to unload what nobody asks for. Raises what `load` raises; the
+        roster is of no use then."""
+        self._beginning = True
+        async with self._changing:
+            place = self._places[self.known[0].name]
+            place.opened = await self._loaded(place)
+            place.used = time.monotonic()
+        self._beginning = False
+        self.start()
+
     async def open(self, known: Known) -> Served:
-        """Raises ApiError 503 where there is no room, or where it can't be loaded."""
+        """Raises ApiError 503 where there is no room, where it can't be loaded, and while `begin` goes on;
+        429 where too many wait."""
+        if self._beginning:
+            raise _not_now(f"The model '{self.known[0].name}' is being loaded. Try again shortly.", 5)
         place = self._places[known.name]
-        place.asked = time.monotonic()
-        if place.opened is None:
-            async with self._changing:
-                if place.opened is None:
-                    await self._make_room(place)
-                    place.opened = await self._opened(place)
-                    place.asked = time.monotonic()
+        place.holders += 1
+        try:
+            while place.opened is None:
+                await self._wait_for(place)
+        except BaseException:
+            self.leave(known)
+            raise
         return place.opened.served
 
-    async def _opened(self, place: _Place) -> Opened:
-        name = place.known.name
+    def leave(self, known: Known) -> None:
+        place = self._places[known.name]
+        place.holders -= 1
+        place.used = time.monotonic()
+
+    async def _wait_for(self, place: _Place) -> None:
         if self._closed:
-            raise _not_now(f"The server is shutting down; '{name}' is not loaded any more.", 5)
+            raise shutting_down()
+        if self._waiting >= self._residence.waiting:
+            raise queue_full(RETRY_SECONDS)
+        if place.opening is None:
+            place.opening = asyncio.get_running_loop().create_future()
+            # A task of its own: who asked may go, and others wait for the same model by then.
+            load = asyncio.create_task(self._bring(place, place.opening))
+            self._loads.add(load)
+            load.add_done_callback(self._loads.discard)
+        self._waiting += 1
+        try:
+            await asyncio.shield(place.opening)
+        finally:
+            self._waiting -= 1
+
+    async def _bring(self, place: _Place, opening: asyncio.Future[None]) -> None:
+        """Load it, unless by then nobody waits for it any more."""
+        problem: Exception | None = None
+        try:
+            async with self._changing:
+                if await self._make_room(place):
+                    place.opened = await self._opened(place)
+        except Exception as error:  # whatever it is, those who wait must hear of it
+            problem = error
+        place.opening = None
+        _settle(opening, problem)
+
+    async def _opened(self, place: _Place) -> Opened:
+        known = place.known
         began = time.monotonic()
-        # Not cancelled with the request that asked: others may wait for the same model by then.
+        try:
+            opened = await self._loaded(place)
+        except (ModelError, ValueError, MemoryError, OSError) as error:
+            log.error("%s can't be loaded: %s", known.name, error)
+            raise _not_now(
+                f"The model '{known.name}' can't be loaded here; the server's log says why.", 60
+            ) from error
+        log.info("%s loaded in %.1f s", known.name, time.monotonic() - began)
+        return opened
+
+    async def _loaded(self, place: _Place) -> Opened:
         task = asyncio.ensure_future(asyncio.to_thread(self._load, place.known))
         try:
-            opened = await asyncio.shield(task)
-        except (ModelError, ValueError, MemoryError, OSError) as error:
-            log.error("%s can't be loaded: %s", name, error)
-            raise _not_now(
-                f"The model '{name}' can't be loaded here; the server's log says why.", 60
-            ) from error
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             # The lock is held until it is done: two models must not be loaded at once.
             place.opened = await task
             raise
-        log.info("%s loaded in %.1f s", name, time.monotonic() - began)
-        return opened
 
-    async def _make_room(self, place: _Place) -> None:
-        """Unload others until this one fits. Raises ApiError 503."""
+    async def _make_room(self, place: _Place) -> bool:
+        """Unload others until this one fits. False: nobody waits for it any more. Raises ApiError 503."""
         end = time.monotonic() + WAIT_SECONDS
-        while why := self._lacking(place):
+        while place.holders and not self._closed:
+            why = self._lacking(place)
+            if not why:
+                return True
             idle = [each for each in self._places.values() if each.opened is not None and each.idle]
             if idle:
-                await self._unload(min(idle, key=lambda each: each.asked))
+                await self._unload(min(idle, key=lambda each: each.used))
             elif not self.loaded or time.monotonic() > end:
                 log.error("%s can't be loaded: %s", place.known.name, why)
                 raise _not_now(f"The model '{place.known.name}' can't be loaded now: {why}.", 10)
             else:
                 await asyncio.sleep(POLL_SECONDS)
+        return False
 
     def _lacking(self, place: _Place) -> str:
         """Why the model doesn't fit beside those that are loaded; "" where it does."""
@@ -188,9 +248,9 @@ class Roster:
         while True:
             await asyncio.sleep(max(POLL_SECONDS, min(idle_seconds / 4, 60.0)))
             async with self._changing:
-                limit = time.monotonic() - max(idle_seconds, JUST_ASKED_SECONDS)
+                limit = time.monotonic() - idle_seconds
                 for place in self._places.values():
-                    if place.opened is not None and place.asked < limit and place.idle:
+                    if place.opened is not None and place.used < limit and place.idle:
                         await self._unload(place)
 
     async def close(self, drain_seconds: float) -> None:
@@ -198,6 +258,9 @@ class Roster:
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
+        for place in self._places.values():
+            if place.opening is not None:
+                _settle(place.opening, shutting_down())
         async with asyncio.TaskGroup() as group:
             for served in self.loaded:
                 group.create_task(served.scheduler.close(drain_seconds))
@@ -208,6 +271,16 @@ class Roster:
             for place in self._places.values():
                 if place.opened is not None:
                     await self._unload(place)
+
+
+def _settle(opening: asyncio.Future[None], problem: Exception | None) -> None:
+    if opening.done():
+        return
+    if problem is None:
+        opening.set_result(None)
+    else:
+        opening.set_exception(problem)
+        opening.exception()  # seen, even if nobody waits any more
 
 
 def _not_now(message: str, retry_seconds: int) -> ApiError:

@@ -24,6 +24,7 @@ from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
 from rrtf_serve.api.keys import Keyring
 from rrtf_serve.api.log import RequestLog
 from rrtf_serve.api.metrics import Metrics
+from rrtf_serve.connection import Lobby, protocol
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.models.families import FAMILIES
 from rrtf_serve.models.folder import Card
@@ -74,15 +75,17 @@ def serving(
         NAME, ("tiny", "org/tiny-coder"), card, tokenizer, prompts, 1_700_000_000,
         engine.capabilities.max_context, scheduler=scheduler, prefill_speed=prefill_speed,
     )  # fmt: skip
-    app = create_app(
-        Models([served]), settings=settings or ApiSettings(), keys=keys, metrics=metrics, log=log
-    )
+    app_settings = settings or ApiSettings()
+    app = create_app(Models([served]), settings=app_settings, keys=keys, metrics=metrics, log=log)
     # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer on a kept connection
     # takes 40 ms.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
-        config = uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=5)
+        seconds = app_settings.receive_seconds or 30.0
+        config = uvicorn.Config(
+            app, log_level="critical", ws="none", timeout_graceful_shutdown=5, http=protocol(Lobby(seconds))
+        )
         server = uvicorn.Server(config)
 
         async def run() -> None:

@@ -238,7 +238,9 @@ class TestInfill:
         post(server, "/infill", {**LLAMA_VIM, "input_prefix": "something else\n"})
         assert all(ticket.interactive for ticket in tickets)
         first, second, third = [ticket.editor for ticket in tickets]
-        assert first == second != third
+        assert first is not None and second is not None and third is not None
+        assert second.goes_on(first)
+        assert not third.goes_on(second)
 
     def test_a_model_that_cannot_says_so(self) -> None:
         with serving(family="smollm2") as server:

@@ -19,6 +19,7 @@ from rrtf_serve.api.infill import LEAST_PROMPT, Infill, Snippet, infill_job, mar
 from rrtf_serve.api.settings import ApiSettings
 from rrtf_serve.engine.prefill import prefill_speed
 from rrtf_serve.engine.protocol import EngineError, Request, Sampling
+from rrtf_serve.engine.ticket import Ticket
 
 GREEDY = Sampling(temperature=0.0)
 SETTINGS = ApiSettings()
@@ -142,9 +143,21 @@ def test_without_markers_a_model_goes_on_but_fills_nothing(plain_server: Running
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        ("<fim_prefix>a<fim_suffix>b<fim_middle>", ("a", "b")),
-        ("<|fim_prefix|>a<|fim_suffix|><|fim_middle|>\n", ("a", "")),
-        ("\u2581<PRE>a \u2581<SUF>b \u2581<MID>", ("a ", "b ")),
+        ("<fim_prefix>a<fim_suffix>b<fim_middle>", Infill("a", "b")),
+        ("<|fim_prefix|>a<|fim_suffix|><|fim_middle|>\n", Infill("a", "")),
+        ("\u2581<PRE>a \u2581<SUF>b \u2581<MID>", Infill("a ", "b ")),
+        (
+            "<|file_sep|>a.py\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>",
+            Infill("a", "b", "a.py"),
+        ),
+        (
+            "<repo_name>o/r<file_sep>x.py\nX\n<file_sep>y.py\nY\n<file_sep>"
+            "<fim_prefix>a<fim_suffix>b<fim_middle>",
+            Infill("a", "b", None, (Snippet("y.py", "Y\n"), Snippet("x.py", "X\n")), "o/r"),
+        ),
+        ("o/r<|file_sep|>a.py\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", None),
+        ("<|file_sep|>a.py\nA\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", None),
+        ("<|repo_name|>o/r\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", None),
         ("<fim_prefix>a<fim_suffix>b", None),
         ("<fim_prefix>a<fim_middle>b<fim_suffix>", None),
         ("a<fim_prefix>a<fim_suffix>b<fim_middle>", None),
@@ -153,10 +166,18 @@ def test_without_markers_a_model_goes_on_but_fills_nothing(plain_server: Running
         ("", None),
     ],
 )
-def test_prompts_that_clients_put_together(given: str, found: tuple[str, str] | None) -> None:
+def test_prompts_that_clients_put_together(given: str, found: Infill | None) -> None:
     assert marked(given) == found
 
 
+CONTINUE = (
+    "<|repo_name|>shop\n<|file_sep|>src/prices.py\nA = 1\n<|file_sep|>Untitled.txt\nnotes\n"
+    "<|file_sep|>src/main.py\n<|fim_prefix|>def f():\n    <|fim_suffix|>\n\nprint(f())\n<|fim_middle|>"
+)
+CONTINUE_STOPS = [
+    "<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
+    "<|file_sep|>", "<|im_start|>", "<|im_end|>", "/src/", "#- coding: utf-8", "```",
+]  # fmt: skip
 HEADERS = {"x-rrtf-interactive": "true"}
 NOBODY_WAITS = {"x-rrtf-interactive": "false"}
 # As Zed, Continue and llm-ls put them together: of the model's own markers, or of StarCoder's.
@@ -266,6 +287,46 @@ class TestCompletions:
         assert text(list(engine.started[0].prompt)) == (
             "<|fim_prefix|>def f():\n    <|fim_suffix|>\nx<|fim_middle|>"
         )
+
+    def test_continues_prompt_with_files_of_the_repository_is_an_editors(self) -> None:
+        """Its template for models named qwen and coder: the files, then the markers (core/autocomplete,
+        AutocompleteTemplate.ts, 2026-06-18)."""
+        choice, engine = self.ask({"prompt": CONTINUE, "max_tokens": 30, "stop": CONTINUE_STOPS}, SAID)
+        assert (choice["text"], choice["finish_reason"]) == ("return 1", "stop")
+        ids = engine.started[0].prompt
+        assert text(list(ids)) == CONTINUE
+        assert [list(ids).count(token) for token in (START, GAP, MIDDLE, SEPARATOR)] == [1, 1, 1, 3]
+
+    def test_continues_prompt_is_cut_to_the_budget_files_first(self) -> None:
+        long = CONTINUE.replace("A = 1\n", LINES)
+        engine = FakeEngine(capabilities=BIG)
+        with serving(engine, prefill_speed=200.0) as running:
+            httpx.post(running.address + "/v1/completions", json={"prompt": long})
+        ids = engine.started[-1].prompt
+        assert len(ids) <= 200
+        assert text(list(ids)).endswith(CONTINUE[CONTINUE.index("<|file_sep|>src/main.py") :])
+
+    def test_own_markers_in_another_order_stay_markers(self) -> None:
+        own = "<|fim_suffix|>\nx<|fim_prefix|>def f():\n    <|fim_middle|>"
+        choice, engine = self.ask({"prompt": own, "max_tokens": 8}, b"a\n\nb\n" * 9, **HEADERS)
+        assert choice["text"].startswith("a\n\nb")  # where it ends can't be told
+        ids = list(engine.started[0].prompt)
+        assert text(ids) == own
+        assert [ids.count(token) for token in (START, GAP, MIDDLE)] == [1, 1, 1]
+
+    def test_markers_in_either_form_pass_the_long_ones(self, server: Running, tickets: list[Ticket]) -> None:
+        own = "<|fim_suffix|>\nx<|fim_prefix|>def f():\n    <|fim_middle|>"
+        for prompt in (CONTINUE, own):
+            body = {"prompt": prompt, "max_tokens": 2}
+            httpx.post(server.address + "/v1/completions", json=body, headers=HEADERS)
+            httpx.post(server.address + "/v1/completions", json={**body, "max_tokens": 100})
+            httpx.post(server.address + "/v1/completions", json=body, headers=NOBODY_WAITS)
+        assert [(each.interactive, each.editor is not None) for each in tickets] == [
+            (True, True),
+            (True, True),
+            (False, False),
+        ] * 2
+        assert {each.sampling.temperature for each in server.engine.started[-6:]} == {0, 1}
 
     def test_more_than_an_editor_asks_for_is_answered_in_full(self) -> None:
         more: dict[str, Any]

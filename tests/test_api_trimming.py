@@ -21,10 +21,12 @@ def trimmed(text: str, prefix: str, suffix: str = "", filename: str | None = Non
     ("prefix", "text", "kept"),
     [
         ("def add(a, b):\n    ", "return a + b\n\ndef sub", "return a + b"),
-        ("def add(a, b):\n    ", "return a + b\n\n", "return a + b"),
+        ("def add(a, b):\n    ", "return a + b\n\n    c", "return a + b"),
+        ("def add(a, b):\n    ", "return a + b\n\n[c]", "return a + b"),
+        ("def add(a, b):\n    ", "return a + b\n\n\n\n", "return a + b"),
         ("def add(a, b):", "\n    return a + b\n\n\nx", "\n    return a + b"),
         # nothing was said yet, nothing is complete yet
-        ("import os\n", "\n\nx = 1\n\n", "\n\nx = 1"),
+        ("import os\n", "\n\nx = 1\n\ny", "\n\nx = 1"),
         ("", "def f(\n\n    a):\n\n    return a\n\ny", "def f(\n\n    a):\n\n    return a"),
         ("", "x = [\n\n    1,\n]\n\ny", "x = [\n\n    1,\n]"),
         ("", 'x = """a\n\nb"""\n\ny', 'x = """a\n\nb"""'),
@@ -59,11 +61,68 @@ def test_a_balanced_block_ends_it(prefix: str, text: str, kept: str, filename: s
     assert trimmed(text, prefix, filename=filename) == (kept, True)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "body", "after", "filename"),
+    [
+        ("def f(x):", "\n    y = x\n\n    return y", "\n\nprint(1)", PYTHON),
+        ("def f(x):", "\n    y = x\n\n\n    return y", "\n\n\nclass A:", PYTHON),
+        ("def f(x):", "\n    if x:\n        y()\n \t\n    return y", "\n\n@z", PYTHON),
+        ("class A:\n", "    def f(self):\n        a()\n\n        b()", "\n\n    def g", PYTHON),
+        ("class A:\n    ", "def f(self):\n        a()\n\n        # b\n        b()", "\n\n    c", PYTHON),
+        ("", "for x in y:\n\n    a()\n\n    b()", "\n\nc()", PYTHON),
+        ("", "def f\n\n  a\n\n  b", "\n\nend", "a.rb"),
+        ("function f() {\n  ", "if (x) {\n    a();\n\n    b();\n  }", "\n\n  c();", SCRIPT),
+        ("function f", "() {\n  a();\n\n  b();\n}", "\n\ng();", SCRIPT),
+        ("if x:\n\t", "for y in x:\n\t\ta()\n\n\t\tb()", "\n\n\tc()", PYTHON),
+    ],
+)
+def test_a_blank_line_inside_a_body_that_is_open_does_not_end_it(
+    prefix: str, body: str, after: str, filename: str
+) -> None:
+    assert trimmed(body + after, prefix, filename=filename) == (body, True)
+    assert trimmed(body, prefix, filename=filename) == (body, False)
+
+
+def test_blank_lines_at_the_end_are_not_shown() -> None:
+    assert trimmed("a()\n\n    ", "def f():\n    ", filename=PYTHON) == ("a()", False)
+    assert trimmed("x = 1\n\n", "import os\n", "print(x)\n", PYTHON) == ("x = 1\n", False)
+    trim = Trim(Cursor("def f():", "", PYTHON))
+    pieces = ("\n    a()", "\n", "\n", "    ", "b()")
+    assert [trim.push(piece)[0] for piece in pieces] == ["\n    a()", "", "", "", "\n\n    b()"]
+
+
+LINES = strategies.lists(
+    strategies.tuples(strategies.integers(0, 3), strategies.sampled_from(["a", "b()", ""])), max_size=12
+)
+
+
+@given(LINES, strategies.integers(0, 2))
+def test_in_lines_without_brackets_indentation_alone_decides(
+    lines: list[tuple[int, str]], level: int
+) -> None:
+    """Held against the rule said once more, over whole lines."""
+    cursor = "    " * level
+    written = ["x", *(("    " * depth + line) if line else "" for depth, line in lines)]
+    expected, blank = 1, 0
+    for number, line in enumerate(written[1:], 1):
+        depth = len(line) // 4 if line else None
+        if depth is None:
+            blank += 1
+        elif depth < level or (blank and depth <= level):
+            break
+        else:
+            expected, blank = number + 1, 0
+        if blank > 2:
+            break
+    kept = "\n".join(written[:expected])
+    assert trimmed("\n".join(written), cursor, filename=PYTHON)[0] == kept
+
+
 def test_a_body_goes_on_after_a_block_in_it() -> None:
     body = "total = 0\n    for x in y:\n        total += x\n    return total"
     assert trimmed(body + "\n\nprint()", "def f(y):\n    ", filename=PYTHON) == (body, True)
     body = "let t = 0;\n  for (const x of y) {\n    t += x;\n  }\n  return t;"
-    assert trimmed(body + "\n\n", "function f(y) {\n  ", "\n}\n", SCRIPT) == (body, True)
+    assert trimmed(body + "\n\n  g", "function f(y) {\n  ", "\n}\n", SCRIPT) == (body, True)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +172,10 @@ def test_text_after_the_cursor_ends_it_with_its_line() -> None:
 
 
 def test_it_ends_at_once() -> None:
-    """What follows costs nothing: the end is known with the character that brings it."""
+    """The end is known with the character that brings it; after a blank line it is the next line's first."""
     for prefix, text, suffix in [
-        ("def f():\n    ", "return 1\n\n", ""),
+        ("def f():\n    ", "return 1\n\nx", ""),
+        ("def f():\n    ", "return 1\n\n\n\n", ""),
         ("for x in y:", "\n    a()\nx", ""),
         ("f(", "a)", ")"),
         ("x = ", "a\n", " + 1"),

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from counting_engine import rows_of, run, tokens, until
 from engine_rows import GREEDY, collect
+from stepping_engine import Recorder
 from tiny_ct2 import write_llama
 
 from rrtf_serve.engine.ct2 import Ct2Engine
+from rrtf_serve.engine.ct2_batch import Ct2Batch
 from rrtf_serve.engine.protocol import EngineError, Request
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.engine.ticket import Ticket
@@ -49,6 +51,30 @@ def test_closing_the_engine_stops_both(engine: Ct2Engine) -> None:
         assert last.finish == "cancelled"
     with pytest.raises(EngineError, match="closed"):
         engine.start([LONG])
+
+
+def test_steps_are_counted_and_timed_as_they_were_made(tmp_path: Path) -> None:
+    """However many of them the scheduler gets at once."""
+
+    class Late(Ct2Engine):
+        def start(self, requests: list[Request]) -> Ct2Batch:
+            batch = super().start(requests)
+            batch._thread.join()
+            return batch
+
+    engine, recorder = Late(write_llama(tmp_path), context_length=64, threads=1), Recorder()
+
+    async def go() -> None:
+        scheduler = Scheduler(engine, observer=recorder)
+        await rows_of(
+            scheduler.submit([Request((5, 6), 5, NO_END, GREEDY), Request((7, 8), 3, NO_END, GREEDY)]), 2
+        )
+        await scheduler.close(1)
+
+    asyncio.run(go())
+    engine.close()
+    assert recorder.sizes == [2, 2, 2, 1, 1]
+    assert len(recorder.gaps) == 6 and min(recorder.gaps) > 0
 
 
 def test_one_worker_makes_one_lane(tmp_path: Path) -> None:

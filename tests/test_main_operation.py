@@ -7,8 +7,13 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
+import threading
+import time
 import tomllib
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +22,9 @@ import httpx
 import pytest
 from fake_engine import FakeEngine, byte_tokenizer
 from fastapi import FastAPI
-from live import NAME
+from live import NAME, rrtf_serve
+from test_roster import Loader, known
+from tiny_ct2 import write_servable
 
 from rrtf_serve.api.app import ApiSettings, Models, Served, create_app
 from rrtf_serve.api.keys import Keyring
@@ -26,12 +33,15 @@ from rrtf_serve.api.metrics import Metrics
 from rrtf_serve.api.origin import Origins
 from rrtf_serve.arguments import parser
 from rrtf_serve.config import ServeConfig, read_config
+from rrtf_serve.engine.protocol import TokenLogprob
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.main import Operation, _bound, main, settings_of
+from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.families import FAMILIES
 from rrtf_serve.models.folder import Card
 from rrtf_serve.models.prompts import Prompts
 from rrtf_serve.process import LAST_WORDS_SECONDS, Ending, address_of, reserve, run
+from rrtf_serve.roster import Residence, Roster
 
 PATH = "/v1/completions"
 
@@ -42,6 +52,7 @@ WRONG = [
     ["--concurrent-requests", "0"],
     ["--max-body-bytes", "10"],
     ["--max-prompt-tokens", "0"],
+    ["--max-queue-tokens", "0"],
     ["--request-seconds", "0"],
     ["--request-seconds", "nan"],
     ["--first-token-seconds", "-1"],
@@ -84,6 +95,20 @@ def test_every_flag_is_a_setting_and_every_setting_a_flag() -> None:
     assert (
         read_config(None, vars(parser().parse_args([])) | {"config": None, "prepare": None}) == ServeConfig()
     )
+
+
+def test_the_bounds_of_the_queue_reach_the_scheduler(tmp_path: Path) -> None:
+    folder = write_servable(tmp_path / "tiny")
+    with (
+        rrtf_serve(str(folder), "--max-queue-tokens", "40", "--threads", "1", "--no-ui") as live,
+        httpx.Client(base_url=live.address, timeout=60) as client,
+    ):
+        whole = client.post(PATH, json={"prompt": "abcdefgh", "max_tokens": 32})
+        over = client.post(PATH, json={"prompt": "abcdefgh", "max_tokens": 33})
+    assert whole.status_code == 200
+    assert over.status_code == 400
+    assert "needs 41 tokens" in over.json()["error"]["message"]
+    assert "accepts 40 at most" in over.json()["error"]["message"]
 
 
 def test_lists_come_from_repeated_flags_and_from_files(tmp_path: Path) -> None:
@@ -270,6 +295,262 @@ def test_a_second_signal_ends_the_delay_and_the_answers(operation: Operation) ->
             assert b"server_shutting_down" in await answer.aread()
 
     under_signals(client_side, engine, operation, Ending(3600.0, delay_seconds=3600.0))
+
+
+def test_a_second_signal_does_not_wait_for_a_body_that_never_comes(
+    operation: Operation, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    async def client_side(client: httpx.AsyncClient) -> None:
+        host, port = client.base_url.host, client.base_url.port
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nApi-Key: one\r\n")
+        writer.write(b"Content-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n")
+        assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")  # the body is waited for
+        writer.write(b'{"prompt": ')
+        os.kill(os.getpid(), signal.SIGTERM)
+        while (await client.get("/ready")).status_code == 200:
+            await asyncio.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await reader.read() == b""
+        writer.close()
+
+    # Twice longer than the test may take.
+    under_signals(client_side, FakeEngine(), operation, Ending(3600.0, delay_seconds=3600.0))
+    operation.requests.close()
+    line = json.loads((tmp_path / "log").read_text().splitlines()[-1])
+    assert (line["route"], line["gone"]) == (PATH, True)
+    assert "Traceback" not in capsys.readouterr().err  # of a handler that was cancelled
+
+
+def test_requests_of_several_steps_finish_within_the_drain(operation: Operation) -> None:
+    engine = Slow()
+    engine.open.clear()
+    scores = {"prompt": ["abc", "def", "ghi"], "max_tokens": 0, "echo": True, "logprobs": 0}
+    then_decoded = {"prompt": "xyz", "max_tokens": 4, "echo": True, "logprobs": 0}
+
+    async def client_side(client: httpx.AsyncClient) -> None:
+        headers = {"api-key": "one"}
+        asked = [
+            asyncio.create_task(client.post(PATH, json=body, headers=headers))
+            for body in (scores, then_decoded)
+        ]
+        await asyncio.to_thread(engine.scoring.wait, 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:  # until the port is closed
+            try:
+                (await asyncio.open_connection(client.base_url.host, client.base_url.port))[1].close()
+            except OSError:
+                break
+            await asyncio.sleep(0.01)
+        engine.open.set()
+        assert [(await each).status_code for each in asked] == [200, 200]
+
+    under_signals(client_side, engine, operation, Ending(60.0))
+
+
+class Slow(FakeEngine):
+    """Whose scores wait, as its steps do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scoring = threading.Event()
+
+    def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
+        self.scoring.set()
+        self.open.wait()
+        return super().score(prompt, top)
+
+
+STUCK = """
+import asyncio, json, threading
+from rrtf_serve.api.keys import Keyring
+from rrtf_serve.api.log import RequestLog
+from rrtf_serve.api.metrics import Metrics
+from rrtf_serve.api.origin import Origins
+from rrtf_serve.main import Operation
+from rrtf_serve.process import Ending, address_of, leave_within, reserve, run
+from fake_engine import FakeEngine
+from test_main_operation import api
+
+class Stuck(FakeEngine):
+    def score(self, prompt, top):
+        print("stuck", flush=True)
+        threading.Event().wait()
+
+log = RequestLog("json", None, lost=lambda: None)
+app, scheduler = api(Stuck(), Operation(Keyring([]), Origins(), Metrics(), log))
+
+async def main(listener):
+    await run(
+        app, listener, scheduler, Ending(DRAIN), greet=lambda: print(address_of(listener), flush=True),
+        at_last=lambda seconds, status: leave_within(seconds, status, log.close),
+    )
+
+with reserve("127.0.0.1", 0) as listener:
+    asyncio.run(main(listener))
+"""
+
+
+@pytest.mark.parametrize(("signals", "drain"), [(1, 0.2), (2, 3600.0)])
+def test_what_cannot_be_stopped_does_not_hold_the_process_back(signals: int, drain: float) -> None:
+    """As a long prompt that CTranslate2 reads: its client has gone, its thread goes on."""
+    command = [sys.executable, "-c", STUCK.replace("DRAIN", str(drain))]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            address = process.stdout.readline().strip()
+            body = {"prompt": "abc", "max_tokens": 0, "echo": True, "logprobs": 0}
+            with (
+                httpx.Client(base_url=address, timeout=60) as client,
+                ThreadPoolExecutor(1) as beside,
+            ):
+                answer = beside.submit(client.post, PATH, json=body)
+                assert process.stdout.readline() == "stuck\n"
+                for _ in range(signals):
+                    process.send_signal(signal.SIGTERM)
+                    time.sleep(0.5)  # two at once would be one
+                assert process.wait(60) == 0
+                assert answer.result().json()["error"]["code"] == "server_shutting_down"
+            said = process.stderr.read()
+            assert "ended without waiting" in said and "server_shutting_down" in said
+            assert "Traceback" not in said
+        finally:
+            process.kill()
+
+
+def while_loading(
+    loader: Loader, client_side: Callable[[httpx.AsyncClient, asyncio.Event], Awaitable[None]]
+) -> bool:
+    """Run a server whose first model is loaded by `loader`, and the client beside it; what `run` says."""
+
+    async def both() -> bool:
+        roster = Roster([known("a"), known("b")], loader, Residence(), free=lambda: loader.free)
+        app = create_app(Models(roster.known, roster), settings=ApiSettings())
+        app.state.readiness.loading = True
+        greeted = asyncio.Event()
+
+        async def begin() -> None:
+            await roster.begin()
+            app.state.readiness.loading = False
+
+        with reserve("127.0.0.1", 0) as listener:
+            address = address_of(listener)
+            ending = Ending(60.0, delay_seconds=3600.0)
+            running = asyncio.create_task(run(app, listener, roster, ending, begin=begin, greet=greeted.set))
+            try:
+                async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+                    await client_side(client, greeted)
+                return await running
+            finally:
+                loader.gate.set()
+                if not running.done():
+                    running.cancel()
+                await roster.close(0)
+                await roster.release()
+
+    return asyncio.run(asyncio.wait_for(both(), 120))
+
+
+def test_the_port_is_open_while_the_first_model_is_loaded() -> None:
+    loader = Loader()
+    loader.gate.clear()
+    asks: dict[str, dict[str, Any]] = {
+        PATH: {"prompt": "abc", "max_tokens": 2, "stream": True},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "model": "b"},
+        "/infill": {"input_prefix": "a", "input_suffix": "b"},
+        "/api/generate": {"model": "a", "prompt": "abc"},
+        "/generate": {"inputs": "abc"},
+    }
+
+    async def client_side(client: httpx.AsyncClient, greeted: asyncio.Event) -> None:
+        while True:
+            try:
+                assert (await client.get("/health")).status_code == 200
+                break
+            except httpx.ConnectError:  # not yet
+                await asyncio.sleep(0.005)
+        ready = await client.get("/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "loading"})
+        assert ready.headers["retry-after"]
+        names = (await client.get("/v1/models")).json()["data"]
+        assert [each["id"] for each in names] == ["a", "b"]
+        for path, body in asks.items():
+            answer = await client.post(path, json=body)
+            assert answer.status_code == 503, path
+            assert answer.headers["retry-after"] == "5"
+            error = answer.json()["error"]
+            message = error if isinstance(error, str) else error["message"]
+            assert "'a' is being loaded" in message, path
+        assert (await client.get("/health")).status_code == 200
+        assert not greeted.is_set()
+        assert loader.log == []
+        loader.gate.set()
+        await greeted.wait()
+        assert (await client.get("/ready")).status_code == 200
+        assert (await client.post(PATH, json={"prompt": "abc", "max_tokens": 2})).status_code == 200
+        os.kill(os.getpid(), signal.SIGTERM)
+        while (await client.get("/ready")).status_code == 200:
+            await asyncio.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert while_loading(loader, client_side)
+    assert loader.log == ["+a", "-a"]
+
+
+def test_a_first_model_that_cannot_be_loaded_ends_the_server() -> None:
+    loader = Loader(fails=ModelError("weights are cut"))
+    loader.gate.clear()
+
+    async def client_side(client: httpx.AsyncClient, greeted: asyncio.Event) -> None:
+        loader.gate.set()
+
+    with pytest.raises(ModelError, match="weights are cut"):
+        while_loading(loader, client_side)
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_a_signal_while_the_first_model_is_loaded_stops_after_it(number: signal.Signals, said: bool) -> None:
+    loader = Loader()
+    loader.gate.clear()
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+
+    async def client_side(client: httpx.AsyncClient, greeted: asyncio.Event) -> None:
+        while True:
+            try:
+                await client.get("/health")
+                break
+            except httpx.ConnectError:
+                await asyncio.sleep(0.005)
+        os.kill(os.getpid(), number)
+        while True:
+            try:
+                await client.get("/health")
+            except httpx.TransportError:  # the port is closed, the model not there yet
+                break
+        loader.gate.set()
+        assert not greeted.is_set()
+
+    try:
+        assert while_loading(loader, client_side) is said
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert loader.log == ["+a", "-a"]
+
+
+def test_a_model_whose_weights_are_cut_ends_the_process_and_is_named(tmp_path: Path) -> None:
+    folder = write_servable(tmp_path / "tiny")
+    weights = folder / "model.bin"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    command = [sys.executable, "-m", "rrtf_serve.main", "--model", str(folder), "--port", "0", "--no-ui"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert str(folder) in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_proxy_is_believed_only_where_it_was_named(operation: Operation, tmp_path: Path) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import httpx
 import pytest
 from fake_engine import FakeEngine, byte_tokenizer
+from starlette.types import Message
 
 from rrtf_serve import roster as module
+from rrtf_serve.api.app import create_app
 from rrtf_serve.api.errors import ApiError
 from rrtf_serve.api.models import Models
-from rrtf_serve.api.settings import Known, Served
-from rrtf_serve.engine.protocol import Request
+from rrtf_serve.api.settings import ApiSettings, Known, Served
+from rrtf_serve.api.sse import ClientGone
+from rrtf_serve.api.visit import Visit, under
+from rrtf_serve.engine.protocol import Request, TokenLogprob
 from rrtf_serve.engine.scheduler import Scheduler
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.models.families import FAMILIES
@@ -41,11 +47,14 @@ class Loader:
     log: list[str] = field(default_factory=list)
     fails: Exception | None = None
     gate: threading.Event = field(default_factory=threading.Event)
+    asked: threading.Event = field(default_factory=threading.Event)
+    scoring: threading.Semaphore | None = None  # what scores wait for
 
     def __post_init__(self) -> None:
         self.gate.set()
 
     def __call__(self, model: Known) -> Opened:
+        self.asked.set()
         self.gate.wait()
         if self.fails is not None:
             raise self.fails
@@ -54,6 +63,11 @@ class Loader:
         loader = self
 
         class Engine(FakeEngine):
+            def score(self, prompt: tuple[int, ...], top: int) -> list[TokenLogprob]:
+                if loader.scoring is not None:
+                    loader.scoring.acquire()
+                return super().score(prompt, top)
+
             def close(self) -> None:
                 super().close()
                 loader.log.append(f"-{model.name}")
@@ -69,7 +83,6 @@ class Loader:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "JUST_ASKED_SECONDS", 0.0)
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.2)
 
@@ -100,15 +113,21 @@ def run(
     return loader.log
 
 
+async def ask(models: Models, name: str | None) -> str:
+    """A request that needs the model for a moment."""
+    with under(Visit()):
+        return (await models.get(name)).name
+
+
 def test_a_model_is_loaded_once_by_any_of_its_names() -> None:
     async def work(roster: Roster, models: Models) -> None:
         assert roster.loaded == models.loaded == []
         several = await asyncio.gather(models.get("b"), models.get("b-alias"), models.get("b"))
         assert len({id(each) for each in several}) == 1
-        assert (await models.get(None)).name == "a"
+        assert await ask(models, None) == "a"
         assert [each.name for each in models.loaded] == ["a", "b"]
         with pytest.raises(ApiError, match="This server has 'a', 'b'"):
-            await models.get("c")
+            await ask(models, "c")
 
     assert run("ab", Loader(), Residence(), work) == ["+b", "+a", "-a", "-b"]
 
@@ -116,7 +135,7 @@ def test_a_model_is_loaded_once_by_any_of_its_names() -> None:
 def test_the_one_asked_for_longest_ago_goes_when_memory_is_short() -> None:
     async def work(_: Roster, models: Models) -> None:
         for name in ("a", "b", "a", "c"):
-            await models.get(name)
+            await ask(models, name)
             await asyncio.sleep(0.02)
         assert [each.name for each in models.loaded] == ["a", "c"]
 
@@ -127,15 +146,15 @@ def test_the_one_asked_for_longest_ago_goes_when_memory_is_short() -> None:
 def test_a_number_of_models_is_a_limit_too() -> None:
     async def work(_: Roster, models: Models) -> None:
         for name in ("a", "b", "a"):
-            await models.get(name)
-            await asyncio.sleep(0.02)
+            await ask(models, name)  # no pause is needed between them
 
     assert run("ab", Loader(), Residence(most=1), work)[:5] == ["+a", "-a", "+b", "-b", "+a"]
 
 
 def test_a_model_at_work_is_never_unloaded_and_the_other_waits_or_hears_why() -> None:
     async def work(roster: Roster, models: Models) -> None:
-        first = await models.get("a")
+        with under(Visit()):
+            first = await models.get("a")
         opened = roster._places["a"].opened
         assert opened is not None
         engine = opened.engine
@@ -145,14 +164,14 @@ def test_a_model_at_work_is_never_unloaded_and_the_other_waits_or_hears_why() ->
         with pytest.raises(
             ApiError, match="'b' can't be loaded now: 1 are loaded and at work, and --max-loa"
         ) as e:
-            await models.get("b")
+            await ask(models, "b")
         assert (e.value.status, e.value.headers["retry-after"]) == (503, "10")
-        waiting = asyncio.create_task(models.get("b"))
+        waiting = asyncio.create_task(ask(models, "b"))
         await asyncio.sleep(0.05)
         engine.open.set()
         tokens = [delta.token async for deltas in stream for delta in deltas]
         assert tokens == [65, 65, 65]
-        assert (await waiting).name == "b"
+        assert await waiting == "b"
 
     assert run("ab", Loader(), Residence(most=1), work)[:3] == ["+a", "-a", "+b"]
 
@@ -183,23 +202,28 @@ def test_who_asked_may_go_while_it_is_loaded() -> None:
     loader.gate.clear()
 
     async def work(roster: Roster, models: Models) -> None:
-        asked = asyncio.create_task(models.get("a"))
-        await asyncio.sleep(0.02)
+        asked = asyncio.create_task(ask(models, "a"))
+        await asyncio.to_thread(loader.asked.wait)
         asked.cancel()
-        loader.gate.set()
         with pytest.raises(asyncio.CancelledError):
-            await asked
-        assert [each.name for each in roster.loaded] == ["a"]
+            await asked  # it doesn't wait for the end of the load
+        loader.gate.set()
+        while not roster.loaded:
+            await asyncio.sleep(0.01)
 
     assert run("a", loader, Residence(), work) == ["+a", "-a"]
 
 
 def test_what_nobody_asks_for_goes() -> None:
     async def work(roster: Roster, models: Models) -> None:
-        await models.get("a")
+        with under(Visit()):
+            await models.get("a")
+            await asyncio.sleep(0.3)
+            assert roster.loaded  # while a request has it, however long it takes
         while roster.loaded:
             await asyncio.sleep(0.01)
-        assert (await models.get("a")).name == "a"
+        with under(Visit()):
+            await models.get("a")
 
     assert run("a", Loader(), Residence(idle_seconds=0.05), work) == ["+a", "-a", "+a", "-a"]
 
@@ -211,6 +235,119 @@ def test_a_closed_roster_loads_nothing() -> None:
             await models.get("a")
 
     assert run("a", Loader(), Residence(), work) == []
+
+
+def test_a_model_that_a_request_holds_is_not_unloaded_between_its_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work(roster: Roster, models: Models) -> None:
+        with under(Visit()):
+            held = await models.get("a")
+            with pytest.raises(ApiError, match="1 are loaded and at work"):
+                await ask(models, "b")
+            monkeypatch.setattr(module, "WAIT_SECONDS", 30.0)
+            waiting = asyncio.create_task(ask(models, "b"))
+            await asyncio.sleep(0.05)
+            assert roster.loaded == [held] and roster.queue_depth == 1
+            assert len(await held.scheduler.score((65, 66), 0)) == 1
+        assert await waiting == "b"
+
+    assert run("ab", Loader(), Residence(most=1), work)[:3] == ["+a", "-a", "+b"]
+
+
+def test_requests_of_several_steps_keep_their_model_beside_those_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 30.0)
+    loader = Loader(scoring=threading.Semaphore(0))
+    scores = {"model": "a", "prompt": ["ab", "cd", "ef"], "max_tokens": 2, "echo": True, "logprobs": 0}
+
+    async def work(roster: Roster, models: Models) -> None:
+        app = create_app(models, settings=ApiSettings())
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            first = asyncio.create_task(client.post("/v1/completions", json=scores))
+            while not roster.rows_running:  # a score counts
+                await asyncio.sleep(0.01)
+            second = asyncio.create_task(client.post("/v1/completions", json={"model": "b", "prompt": "ab"}))
+            for _ in range(3):
+                await asyncio.sleep(0.03)
+                assert loader.scoring is not None
+                loader.scoring.release()
+            answers = [await first, await second]
+            assert [each.status_code for each in answers] == [200, 200], [each.text for each in answers]
+
+    assert run("ab", loader, Residence(most=1), work)[:3] == ["+a", "-a", "+b"]
+
+
+def test_a_deadline_holds_while_a_model_is_loaded() -> None:
+    loader = Loader()
+    loader.gate.clear()
+
+    async def work(roster: Roster, models: Models) -> None:
+        with under(Visit(deadline=time.monotonic() + 0.05)), pytest.raises(ApiError) as late:
+            await models.get("a")
+        assert (late.value.status, late.value.code) == (504, "deadline_exceeded")
+        assert roster.queue_depth == 0
+        loader.gate.set()
+
+    run("a", loader, Residence(), work)
+
+
+def test_nothing_is_loaded_for_clients_that_left() -> None:
+    async def work(roster: Roster, models: Models) -> None:
+        gone = asyncio.Event()
+
+        async def receive() -> Message:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def left() -> None:
+            with under(Visit(receive=receive)), pytest.raises(ClientGone):
+                await models.get("b")
+
+        with under(Visit()):
+            await models.get("a")
+            asked = asyncio.create_task(left())
+            while not roster.queue_depth:
+                await asyncio.sleep(0.01)
+            gone.set()
+            await asked
+        assert roster.queue_depth == 0
+
+    assert run("ab", Loader(), Residence(most=1), work) == ["+a", "-a"]
+
+
+def test_those_who_wait_for_a_model_are_bounded() -> None:
+    loader = Loader()
+    loader.gate.clear()
+
+    async def work(roster: Roster, models: Models) -> None:
+        waiting = [asyncio.create_task(ask(models, name)) for name in ("a", "b")]
+        while roster.queue_depth < 2:
+            await asyncio.sleep(0.01)
+        with pytest.raises(ApiError) as full:
+            await ask(models, "a")
+        assert (full.value.status, full.value.headers["retry-after"]) == (429, "10")
+        loader.gate.set()
+        assert await asyncio.gather(*waiting) == ["a", "b"]
+
+    run("ab", loader, Residence(waiting=2), work)
+
+
+def test_closing_tells_those_who_wait_for_a_model() -> None:
+    loader = Loader()
+    loader.gate.clear()
+
+    async def work(roster: Roster, models: Models) -> None:
+        waiting = asyncio.create_task(ask(models, "a"))
+        await asyncio.to_thread(loader.asked.wait)
+        await roster.close(0)
+        with pytest.raises(ApiError, match="shutting down"):
+            await waiting
+        loader.gate.set()
+
+    assert run("a", loader, Residence(), work) == ["+a", "-a"]
 
 
 def test_two_models_of_one_name() -> None:

@@ -233,6 +233,8 @@ def test_scores_wait_for_their_turn() -> None:
         engine.gate.release(2)
         await rows_of(running)
         assert engine.batches == [[10]]
+        await until(lambda: scheduler.rows_running == 1)  # the score: nothing else runs
+        assert scheduler.queue_depth == 1
         engine.gate.release(1)
         assert await score == [TokenLogprob(2, -4.0), TokenLogprob(3, -4.0)]
         engine.gate.release(3)
@@ -241,6 +243,7 @@ def test_scores_wait_for_their_turn() -> None:
             await scheduler.score((-1, 2), 0)
         with pytest.raises(EngineError, match="a fault in the engine"):
             await scheduler.score((0, 2), 0)
+        assert scheduler.rows_running == 0
 
     run(test, engine)
 

@@ -233,13 +233,14 @@ def test_closing_ends_a_score_between_two_pieces() -> None:
 
     async def test(scheduler: Scheduler) -> None:
         score = asyncio.create_task(scheduler.score(tuple(range(1, 7)), 3))
-        await until(lambda: scheduler.queue_depth == 0)
+        engine.gate.release(1)
+        await until(lambda: engine.scored == [1])
         closing = asyncio.create_task(scheduler.close(0))
         with pytest.raises(SchedulerClosed):
             await score
-        engine.gate.release(1)
+        engine.gate.release(5)
         await closing
-        assert engine.scored == [1]
+        assert len(engine.scored) <= 2  # the piece under way was made to its end
 
     run(test, engine)
 

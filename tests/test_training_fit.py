@@ -135,6 +135,26 @@ def test_gradient_checkpointing_changes_no_gradient(options: FitOptions, tune: s
         torch.testing.assert_close(gradient, saving[name])
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.compile's, of its own code
+def test_compiled_layers_change_no_gradient(options: FitOptions) -> None:
+    options = replace(options, batch=10)
+    plain, compiled = gradients(options), gradients(replace(options, compile=True))
+    assert plain and plain.keys() == compiled.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(
+            gradient, compiled[name], rtol=1e-4, atol=1e-5 * float(gradient.abs().max())
+        )
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile's, of its own code
+def test_compiling_without_a_compiler(options: FitOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()  # compiled in this process before
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    with pytest.raises(ModelError, match=r"--compile: .*Leave --compile out"):
+        fit(replace(options, compile=True, seed=5))
+
+
 def gradients(options: FitOptions) -> dict[str, torch.Tensor]:
     """Of the first step, unclipped."""
     trainer = Trainer(replace(options, clip=1e9), prepare(options))

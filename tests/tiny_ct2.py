@@ -3,16 +3,20 @@
     folder = write_llama(tmp_path / "model")               # rotary positions, grouped-query attention
     folder = write_bigcode(tmp_path / "model", context=64)  # learned positions, multi-query attention
 
-Not servable by themselves: no tokenizer.json and no card. Vocabulary strings are "<unk>", "<s>", "</s>" for
-ids 0 to 2 and "t3", "t4", ... after that.
+    folder = write_servable(tmp_path / "model")            # rrtf-serve takes it, in a second
+
+The first two are not servable by themselves: no tokenizer.json and no card. Their vocabulary strings are
+"<unk>", "<s>", "</s>" for ids 0 to 2 and "t3", "t4", ... after that.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny_models
 from ctranslate2.specs import common_spec, transformer_spec
 
 UNK, BOS, EOS = 0, 1, 2
@@ -65,6 +69,15 @@ def write_llama(
     spec.config.layer_norm_epsilon = 1e-6
     tokens = tokens or vocabulary(vocab)
     return _save(spec, random, folder, tokens=tokens, hidden=hidden, quantization=quantization)
+
+
+def write_servable(folder: Path, *, context: int = 512) -> Path:
+    """A llama with a tokenizer of bytes and a chat template."""
+    write_llama(folder, tokens=tiny_models.tokens())
+    tiny_models.write_tokenizer(folder)
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": context}))
+    return folder
 
 
 def write_bigcode(

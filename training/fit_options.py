@@ -77,6 +77,7 @@ class FitOptions:
     attention: str = "sdpa"
     precision: str = "bf16"
     gradient_checkpointing: bool = False
+    compile: bool = False
     tune: str = "full"
     lora_rank: int = 16
     lora_alpha: int = 32

@@ -16,6 +16,7 @@ from typing import Any
 import accelerate  # type: ignore[import-untyped]  # ships no type information
 import torch
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
 
 from rrtf_serve.engine.heap import trim_memory
 from rrtf_serve.engine.torch.batch import is_out_of_memory
@@ -33,7 +34,7 @@ from training.loss import Terms, loss_terms
 from training.packing import Rows, micro_batches, pack
 from training.schedule import share
 from training.scorer import Scorer, score_rows
-from training.student import load_model, merged_state, write_student
+from training.student import compile_layers, load_model, merged_state, write_student
 from training.validation import Validation
 
 # What is summed over a batch, in this order.
@@ -174,6 +175,8 @@ class Trainer:
             enable({"use_reentrant": False})
             if options.tune != "full":
                 model.enable_input_require_grads()
+        if options.compile:
+            compile_layers(model)
         self._options, self._work = options, work
         sharded = str(self.accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED")
         scorer = Scorer(model, options.row_layout, sharded=sharded).train()
@@ -310,9 +313,15 @@ def _check_finite(values: Sequence[float], step: int, what: str, lr: float) -> N
 
 @contextmanager
 def _told_what_to_change(options: FitOptions) -> Iterator[None]:
-    """Out of memory, in words."""
+    """Out of memory, or without a compiler, in words."""
     try:
         yield
+    except BackendCompilerFailed as error:
+        reason = str(error.inner_exception).strip().partition("\n")[0]
+        raise ModelError(
+            f"--compile: torch.compile failed ({reason}); it needs a C++ compiler, on a GPU Triton. Leave "
+            "--compile out, or install one"
+        ) from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

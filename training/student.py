@@ -68,6 +68,20 @@ def load_model(
     return model if tuning == "full" else put_adapter(model, tuning, adapter)
 
 
+def compile_layers(model: Any) -> None:
+    """Each of the decoder's layers by itself: one is compiled, and serves for all of them.
+
+    Rows are ever other lengths, so their dimensions are left open.
+    """
+    causal = model.get_base_model() if hasattr(model, "peft_config") else model
+    kinds = set(causal._no_split_modules or ())
+    layers = [module for module in causal.modules() if type(module).__name__ in kinds]
+    if not layers:
+        raise ModelError(f"{causal.config.model_type}: --compile doesn't know its layers; leave it out")
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
 def merged_state(model: Any) -> dict[str, torch.Tensor]:
     """The weights of a LoRA model with its adapter added, by the names of the model beneath. The model itself
     stays as it is."""

@@ -37,7 +37,7 @@ from rrtf_serve.api.shapes import Record
 from rrtf_serve.api.sse import ClientGone, unless_gone
 from rrtf_serve.api.visit import Visit, Visits
 
-_FAILURES = openapi.errors(400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
+_FAILURES = openapi.errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 # A client's own id is kept when it can stand in a header and a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _INTERACTIVE_HEADER = {
@@ -96,6 +96,7 @@ class _App(FastAPI):
             started=now,
             deadline=None if settings.request_seconds is None else now + settings.request_seconds,
             max_prompt_tokens=settings.max_prompt_tokens,
+            receive_seconds=settings.receive_seconds,
             keep_prompts=settings.log_prompts,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import NoReturn
 
@@ -9,13 +10,16 @@ from starlette.requests import ClientDisconnect, Request
 
 from rrtf_serve.api.errors import ApiError, json_type
 from rrtf_serve.api.sse import ClientGone
+from rrtf_serve.api.visit import current
+
+PROGRESS_BYTES = 1024  # of a body: an upload of which so much comes in `receive_seconds` goes on
 
 # What programs send that name no type: nothing, or what their library or curl puts there.
 _UNNAMED = ("", "text/plain", "application/x-www-form-urlencoded")
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, object]:
-    """The body as an object. Raises ApiError 400, 413 or 415, ClientGone when it never arrives whole."""
+    """The body as an object. Raises ApiError 400, 408, 413 or 415, ClientGone when it never arrives whole."""
     kind = _content_type(request)
     # A browser sends any other type, or none, to any address without asking first: a page anywhere on the web
     # could make a server on the user's machine work for it.
@@ -47,13 +51,21 @@ async def _read(request: Request, max_bytes: int) -> dict[str, object]:
     if announced.isdecimal() and int(announced[:20]) > max_bytes:
         raise _too_large(max_bytes)
     body = bytearray()
+    patience = current().receive_seconds
+    counted = 0
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                raise _too_large(max_bytes)
+        async with asyncio.timeout(patience) as limit:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
+                if patience is not None and len(body) >= counted + PROGRESS_BYTES:
+                    counted = len(body)
+                    limit.reschedule(asyncio.get_running_loop().time() + patience)
     except ClientDisconnect as error:
         raise ClientGone from error
+    except TimeoutError as error:
+        raise _too_slow(patience) from error
     return parse_object(bytes(body))
 
 
@@ -80,6 +92,17 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _invalid(problem: str) -> ApiError:
     return ApiError(400, f"The body can't be read as JSON: {problem}.", "invalid_json")
+
+
+def _too_slow(seconds: float | None) -> ApiError:
+    """The rest of the body may still come: the connection can't be used again."""
+    return ApiError(
+        408,
+        f"The body did not arrive: less than {PROGRESS_BYTES} bytes of it came in {seconds:g} s.",
+        "request_timeout",
+        type="timeout_error",
+        headers={"connection": "close"},
+    )
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 from starlette.requests import Request as HttpRequest
 
@@ -15,7 +16,7 @@ from rrtf_serve.api.answer import Echo, Plan
 from rrtf_serve.api.errors import ApiError, context_length_exceeded, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Parsed, Values, parse
 from rrtf_serve.api.generation import Job, Scored, refusals, room
-from rrtf_serve.api.infill import Infill, editor_of, infill_job, marked, no_infill
+from rrtf_serve.api.infill import Infill, editor_of, infill_job, is_marked, marked, no_infill
 from rrtf_serve.api.options import check_length, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
@@ -43,12 +44,15 @@ async def plan_completion(
     copies = values["best_of"] or values["n"]
     check_rows(settings, len(given), copies)
     waits = _waits(request)
-    between = _editors(served, given, values, waits)
+    typed = waits is not False and _as_editors_ask(given, values)
+    typed = typed and (bool(waits or values["suffix"]) or is_marked(served, _text(given)))
+    if typed and copies == 1 and body.get("temperature") is None:
+        parsed = parse(COMPLETION_FIELDS, {**body, "temperature": 0}, engine)
+        values = parsed.values
+    between = _between(served, _text(given), values) if typed else None
     if between is not None:
-        if copies == 1 and body.get("temperature") is None:
-            parsed = parse(COMPLETION_FIELDS, {**body, "temperature": 0}, engine)
         editor = editor_of(request, dialect, between)
-        drawn = sampling(parsed.values, None)
+        drawn = sampling(values, None)
         job = await infill_job(served, settings, between, drawn, copies=copies, editor=editor)
         return _plan(served, parsed, job)
     infill = bool(values["suffix"])
@@ -66,7 +70,8 @@ async def plan_completion(
         sampling(values, asked if asked is not None or not ranked else 0),
         served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
         values["stop"] + (served.prompts.middle_stops(_text(given), values["suffix"]) if infill else ()),
-        interactive=waits is not False and _max_tokens(values) <= SHORT_TOKENS,
+        interactive=typed or (waits is not False and _max_tokens(values) <= SHORT_TOKENS),
+        editor=editor_of(request, dialect, Infill(_text(given), "", user=values["user"])) if typed else None,
     )
     return _plan(served, parsed, job, echoes)
 
@@ -101,19 +106,26 @@ def _max_tokens(values: Values) -> int:
     return DEFAULT_MAX_TOKENS if asked is None else asked
 
 
-def _editors(served: Served, given: tuple[Prompt, ...], values: Values, waits: bool | None) -> Infill | None:
-    """None where nobody types, or more is asked for than an editor asks for: answered as to anybody then."""
+def _as_editors_ask(given: tuple[Prompt, ...], values: Values) -> bool:
+    """False where more is asked for than an editor does: then it is answered as to anybody."""
     ranked = (values["best_of"] or values["n"]) > values["n"]
-    if waits is False or len(given) > 1 or not isinstance(given[0], str) or values["echo"] or ranked:
-        return None
-    if values["logprobs"] is not None:
-        return None
+    one = len(given) == 1 and isinstance(given[0], str)
+    return one and not values["echo"] and not ranked and values["logprobs"] is None
+
+
+def _between(served: Served, prompt: str, values: Values) -> Infill | None:
+    """None where the client has put the prompt together of the model's markers in a way of its own: cut
+    anywhere, or read as text, it would not say what was meant."""
     suffix = values["suffix"] or ""
-    around = None if suffix else marked(given[0])
-    if waits is None and not suffix and (around is None or not served.prompts.has_infill):
+    found = None if suffix else marked(prompt)
+    if found is None and not suffix and is_marked(served, prompt):
         return None
-    prefix, suffix = around or (given[0], suffix)
-    return Infill(prefix, suffix, user=values["user"], max_tokens=_max_tokens(values), stops=values["stop"])
+    return replace(
+        found or Infill(prompt, suffix),
+        user=values["user"],
+        max_tokens=_max_tokens(values),
+        stops=values["stop"],
+    )
 
 
 def _encode(

@@ -11,7 +11,7 @@ when it was loaded. First the snippets go, then the ends of prefix and suffix th
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request as HttpRequest
 
@@ -22,7 +22,7 @@ from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.trimming import Cursor
 from rrtf_serve.engine.protocol import Sampling
 from rrtf_serve.engine.ticket import Editing
-from rrtf_serve.models.families import FAMILIES
+from rrtf_serve.models.families import FAMILIES, Fim
 from rrtf_serve.models.prompts import PromptError, Setting
 
 DEFAULT_MAX_TOKENS = 128  # where an editor names no limit
@@ -132,20 +132,50 @@ def _readable(served: Served, settings: ApiSettings, infill: Infill, copies: int
     return max(LEAST_PROMPT, int(seconds * served.prefill_speed / copies))
 
 
-def marked(text: str) -> tuple[str, str] | None:
-    """Prefix and suffix of a prompt that a client has put together of some family's markers by itself, in the
-    order prefix, suffix, middle; None where it is no such prompt, or where code holds markers, too.
+def marked(text: str) -> Infill | None:
+    """What a prompt holds that a client has put together of some family's markers by itself, in the order
+    prefix, suffix, middle; None where it is no such prompt, or where code holds markers, too.
 
-    Clients often send StarCoder's whatever the model is (llm-ls does so by default).
+    Clients often send StarCoder's whatever the model is (llm-ls does so by default). Continue puts files of
+    the repository before Qwen's.
     """
     for fim in _MARKERS:
         if text.count(fim.prefix) == text.count(fim.suffix) == text.count(fim.middle) == 1:
             head, _, rest = text.partition(fim.prefix)
             prefix, gap, rest = rest.partition(fim.suffix)
             suffix, end, tail = rest.partition(fim.middle)
-            if gap and end and not head.strip() and not tail.strip():
-                return prefix, suffix
+            if not gap or not end or tail.strip():
+                continue
+            if not head.strip():
+                return Infill(prefix, suffix)
+            if (found := _repository(fim, head)) is not None:
+                return replace(found, prefix=prefix, suffix=suffix)
     return None
+
+
+def _repository(fim: Fim, head: str) -> Infill | None:
+    """What stands before the prefix marker where a family has files there: the repository's name, files as
+    name and text, and the name of the file to fill; None where it is anything else."""
+    if fim.files not in ("before", "between"):
+        return None
+    name, *files = head.split(fim.file)
+    if not files or (name.strip() and not name.startswith(fim.repo)) or name.count(fim.repo) > 1:
+        return None
+    *others, own = (each.partition("\n") for each in files)
+    if own[2].strip():
+        return None
+    # The nearest to the cursor is the most useful one.
+    snippets = tuple(Snippet(title, text) for title, _, text in reversed(others))
+    return Infill("", "", own[0].strip() or None, snippets, name.removeprefix(fim.repo).strip() or None)
+
+
+def is_marked(served: Served, text: str) -> bool:
+    """Whether an editor made the prompt of fill-in-the-middle markers: any family's around the cursor, or
+    this model's in an order that `marked` doesn't know."""
+    fim = served.prompts.family.fim
+    if fim is None or not served.prompts.has_infill:
+        return False
+    return marked(text) is not None or (fim.prefix in text and fim.middle in text)
 
 
 _MARKERS = [family.fim for family in FAMILIES.values() if family.fim is not None]

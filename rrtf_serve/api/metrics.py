@@ -42,7 +42,7 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
-        self.running = gauge("vllm:num_requests_running", "Completions being decoded.")
+        self.running = gauge("vllm:num_requests_running", "Completions being decoded, prompts being scored.")
         self.waiting = gauge("vllm:num_requests_waiting", "Requests in the queue.")
         self.first_token = seconds("vllm:time_to_first_token_seconds", "From a request to its first token.")
         self.next_token = seconds("vllm:inter_token_latency_seconds", "From one token to the next.")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
-from rrtf_serve.api.errors import ApiError
+from rrtf_serve.api.errors import ApiError, deadline_exceeded
 from rrtf_serve.api.settings import Known, Served
+from rrtf_serve.api.sse import unless_gone
+from rrtf_serve.api.visit import Visit, current
 
 
 class Opener(Protocol):
@@ -15,9 +20,14 @@ class Opener(Protocol):
     @property
     def loaded(self) -> list[Served]: ...
 
+    def is_open(self, known: Known) -> bool: ...
+
     async def open(self, known: Known) -> Served:
-        """Load it where it isn't; called for every request, so that it knows which are in use. Raises
-        ApiError 503."""
+        """Load it where it isn't, and keep it until `leave` was called as often. Does not wait where it is
+        open. Raises ApiError 429 and 503."""
+
+    def leave(self, known: Known) -> None:
+        """Somebody for whom it was opened needs it no more."""
 
 
 class Models:
@@ -51,7 +61,7 @@ class Models:
         return [each for each in self._known if isinstance(each, Served)]
 
     async def get(self, name: object) -> Served:
-        """Raises ApiError 404, and 503 where it can't be loaded. What isn't a string is left to the checks of
+        """As `open`; raises ApiError 404, too. What isn't a string is left to the checks of
         the endpoint's fields; some editors send an empty one where none is set."""
         return await self.open(self.find(name) if isinstance(name, str) and name else self._known[0])
 
@@ -69,8 +79,28 @@ class Models:
         return found
 
     async def open(self, known: Known) -> Served:
-        """Raises ApiError 503 where it can't be loaded."""
-        if self._opener is not None:
-            return await self._opener.open(known)
-        assert isinstance(known, Served)
-        return known
+        """The model, which stays loaded until the current visit ends.
+
+        Raises ApiError 429 where too many wait for a model, 503 where it can't be loaded, 504 at the visit's
+        deadline; ClientGone.
+        """
+        if self._opener is None:
+            assert isinstance(known, Served)
+            return known
+        visit = current()
+        opening = _open(self._opener, known, visit)
+        if self._opener.is_open(known):
+            return await opening
+        left = None if visit.deadline is None else max(0.0, visit.deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(left):
+                return await (opening if visit.receive is None else unless_gone(visit.receive, opening))
+        except TimeoutError as error:
+            raise deadline_exceeded() from error
+
+
+async def _open(opener: Opener, known: Known, visit: Visit) -> Served:
+    served = await opener.open(known)
+    # Here and not where it is waited for: who gave up waiting at this moment holds it nevertheless.
+    visit.leaving.append(partial(opener.leave, known))
+    return served

@@ -44,12 +44,13 @@ DESCRIPTIONS = {
     401: "A key is needed, and none or a wrong one was sent",
     403: "The Host or Origin header is not one that this server answers to",
     404: "No such model",
+    408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The body is not declared as application/json",
     429: "The queue is full or a limit is reached; Retry-After says when to try again",
     500: "The server failed; its log holds the cause under the request id",
     501: "This server, or this model, does not do that",
-    503: "The server is shutting down",
+    503: "The model is not loaded yet, or the server is shutting down",
     504: "The answer was not ready within the time limit",
 }
 

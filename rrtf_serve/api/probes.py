@@ -16,8 +16,9 @@ from rrtf_serve.api.shapes import Record
 
 @dataclass
 class Readiness:
-    """Whether new requests are welcome; the server says so when it is told to stop."""
+    """Whether new requests are welcome; whoever runs the server says so."""
 
+    loading: bool = False  # the first model
     draining: bool = False
 
 
@@ -32,6 +33,8 @@ def add_probes(app: FastAPI, models: Models, metrics: Metrics, readiness: Readin
         """Whether to send requests here."""
         if readiness.draining:
             return JSONResponse({"status": "draining"}, 503, {"retry-after": "5"})
+        if readiness.loading:
+            return JSONResponse({"status": "loading"}, 503, {"retry-after": "5"})
         return JSONResponse({"status": "ready"})
 
     @app.get(

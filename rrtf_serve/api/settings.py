@@ -45,6 +45,7 @@ class ApiSettings:
     first_token_seconds: float = 1.0  # an editor's prompt is cut to what is read in this time; 0: it isn't
     chat_max_tokens: int = 1024  # a chat that names no limit ends here, or where the context does
     max_prompt_tokens: int | None = None  # of each prompt; None: what the context holds
+    receive_seconds: float | None = 30.0  # without PROGRESS_BYTES of a body, see api/body; None: no limit
     request_seconds: float | None = None  # from a request's arrival to the end of its answer; None: no limit
     limits: Limits = field(default_factory=Limits)  # per client
     origins: Origins = field(default_factory=Origins)

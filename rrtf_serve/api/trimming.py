@@ -7,7 +7,8 @@
 
 What comes out is always a beginning of what went in, and the same however that was cut into pieces. It ends
 
-- at a blank line after a complete statement;
+- at a blank line after a complete statement, unless the next line with text in it is indented deeper than
+  where the completion began: then a body is still open;
 - where the block closes that the cursor's own line begins, or the one that the cursor stands in;
 - before a bracket that the suffix closes already;
 - at the line's end where text follows the cursor on its line;
@@ -24,6 +25,7 @@ from rrtf_serve.models.syntax import syntax_of
 
 NEAR = 8000  # characters before and after the cursor that are looked at
 OVERLAP = 1000  # characters of the suffix that a completion may end with
+BLANK_LINES = 2  # in a row; more end it, since models that have nothing more to say may go on with them
 _TAB = 4
 
 # What goes on with a statement whose block has just closed, at the beginning of a line.
@@ -72,6 +74,7 @@ class Trim:
         self._below = 0  # lines with text in them, below the cursor's
         self._line = 0  # where the line begins
         self._blank = cursor.line_is_blank  # nothing stands in the line yet
+        self._paused = 0  # blank lines of which the next line's indentation will tell whether they end it
         self._word: int | None = None  # where a line's first word begins, while it is not decided
         self._base = None if cursor.line_is_blank else cursor.indentation
         self._own_block = False  # the cursor's line begins a block
@@ -93,7 +96,7 @@ class Trim:
     def flush(self) -> str:
         """What was held back, when the text ends by itself."""
         if not self.ended:
-            self._end(len(self._text))
+            self._end(self._whole_lines() if self._paused else len(self._text))
         return self._show(len(self._text))
 
     def _show(self, end: int) -> str:
@@ -146,13 +149,10 @@ class Trim:
         closed = sum(scanner.closed.values())
         was_code = scanner.mode == "code"
         code = scanner.step(character)
-        if character == "\n":
-            end = self._line_ended(at) if scanner.mode == "code" else None
-            self._lines += 1
-            self._line, self._blank = at + 1, True
-            return end
         if character.isspace():
-            return self._decide(at, character)
+            return self._space(at, character)
+        if self._paused and not self._goes_on(at):
+            return self._whole_lines()
         if sum(scanner.closed.values()) > closed:
             if scanner.closed[character] > cursor.may_close[character]:
                 return at
@@ -173,6 +173,19 @@ class Trim:
         if self._base is None:
             self._base = self._indentation(at)
         return None
+
+    def _space(self, at: int, character: str) -> int | None:
+        if character != "\n":
+            return self._decide(at, character)
+        end = self._line_ended(at) if self._scanner.mode == "code" else None
+        self._lines += 1
+        self._line, self._blank = at + 1, True
+        return end
+
+    def _goes_on(self, at: int) -> bool:
+        """Whether the first line with text after blank ones belongs to a body that is open."""
+        self._paused = 0
+        return self._base is None or self._indentation(at) > self._base
 
     def _indentation(self, at: int) -> int:
         line = self._text[self._line : at]
@@ -218,7 +231,9 @@ class Trim:
             if self._cursor.cuts_line:
                 return self._content
             if self._blank and self._lines and self._last not in _OPEN_ENDS:
-                return self._whole_lines()
+                self._paused += 1
+                if self._paused > BLANK_LINES:
+                    return self._whole_lines()
         return None
 
     def _whole_lines(self) -> int:

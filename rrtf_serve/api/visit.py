@@ -7,7 +7,8 @@ endpoint handing it on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -30,8 +31,11 @@ class Visit:
     # What it may use.
     deadline: float | None = None
     max_prompt_tokens: int | None = None
+    receive_seconds: float | None = None  # see api/body
     account: Account | None = None
     keep_prompts: bool = False
+    receive: Receive | None = None  # what its client sends; None: nobody can leave
+    leaving: list[Callable[[], None]] = field(default_factory=list)  # called at its end: what it gives back
     # What became of it.
     key: str | None = None  # name, never the key
     owner: str | None = None  # the key's digest
@@ -93,6 +97,18 @@ def current() -> Visit:
     return _CURRENT.get(Visit())
 
 
+@contextmanager
+def under(visit: Visit) -> Iterator[None]:
+    """What is done for it; at the end it gives back what it held."""
+    token = _CURRENT.set(visit)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+        for give_back in visit.leaving:
+            give_back()
+
+
 class Visits:
     """The outermost layer: begins each visit, sees how it ends, and tells those who want to know.
 
@@ -139,11 +155,12 @@ class Visits:
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 visit.complete = True
 
-        token = _CURRENT.set(visit)
+        visit.receive = receive_noting
         try:
-            await self._app(scope, receive_noting, send_noting)
+            with under(visit):
+                await self._app(scope, receive_noting, send_noting)
         finally:
-            _CURRENT.reset(token)
+            visit.receive = None  # which holds the visit
             visit.route = self._find(scope)
             visit.error = scope.get("rrtf.error")
             visit.ended = time.monotonic()

@@ -35,7 +35,7 @@ class Accepted:
         self.closed = False
         self.interactive: Waiting[Job | Score] = Waiting(bounds)
         self.long: Waiting[Job | Score] = Waiting(bounds)
-        self.rows = 0  # that run
+        self.rows = 0  # that run; a score counts as one
         self._bounds = bounds
         self._jobs: dict[Job, None] = {}  # in the order they came
         self._scores: dict[Score, None] = {}
@@ -177,9 +177,11 @@ class Accepted:
             self._note_depth()
 
     def took(self, work: Job | Score) -> None:
-        """A lane takes it out of the queue."""
+        """A lane takes it out of the queue. A score runs from here on; rows once they are in their batch."""
         self.waiting_of(work).take(work)
         self._note_depth()
+        if isinstance(work, Score):
+            self.ran(1)
 
     def ran(self, rows: int) -> None:
         """So many more rows run; fewer where it is negative."""
@@ -272,9 +274,10 @@ class Accepted:
         for delta in deltas:
             row = delta.row
             if delta.token is not None:
+                at = now if delta.at is None else delta.at
                 if row in job.moved:
-                    self.observer.next_token(now - job.moved[row])
-                job.moved[row] = now
+                    self.observer.next_token(at - job.moved[row])
+                job.moved[row] = at
                 job.made[row] = job.made.get(row, 0) + 1
             if delta.finish is not None:
                 self.observer.tokens(len(job.requests[row].prompt), job.made.get(row, 0))

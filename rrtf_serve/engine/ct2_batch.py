@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import deque
 from dataclasses import dataclass, field
@@ -170,6 +171,7 @@ class _Leg:
             row.first = len(row.prompt) - shortest
             row.made = []
         self._step = -1
+        self._at = 0.0  # when this step's tokens were there
         self._expected = 0  # callbacks still to come in this step
         self._pending: list[Delta] = []
         self._logprobs: NDArray[np.float32] | None = None  # [rows of this step, V]
@@ -233,6 +235,7 @@ class _Leg:
         if self._step < 0 and sum(len(row.prompt) for row in self._rows) >= LONG_PREFILL:
             trim_memory()  # what the prefill needed and the decoding doesn't
         self._step = step
+        self._at = time.monotonic()
         self._expected = sum(not row.ended and row.first <= step for row in self._rows)
         if self._sampling.logprobs:
             # The first callback of a step carries the logits of all its rows, the others carry none.
@@ -255,7 +258,7 @@ class _Leg:
         if not row.left:
             self._end(row, token, "length", logprob)
             return True
-        self._pending.append(Delta(row.number, token, None, logprob))
+        self._pending.append(Delta(row.number, token, None, logprob, self._at))
         return False
 
     def _logprob(self, token: int, result: Any) -> TokenLogprob | None:
@@ -269,7 +272,7 @@ class _Leg:
         self, row: Row, token: int | None, finish: FinishReason, logprob: TokenLogprob | None = None
     ) -> None:
         row.ended = True
-        self._pending.append(Delta(row.number, token, finish, logprob))
+        self._pending.append(Delta(row.number, token, finish, logprob, self._at))
 
     def _flush(self) -> None:
         if self._pending:

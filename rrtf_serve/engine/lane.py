@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import cast
 
@@ -160,10 +161,13 @@ class Lane:
 
     def _score_on(self) -> None:
         """The next piece of the score that is under way, if one is."""
-        if self._scoring is not None and not self._scoring.go_on(self._engine):
+        score = self._scoring
+        if score is not None and not score.go_on(self._engine):
             self._scoring = None
             with self._accepted.changed:
+                self._accepted.ran(-1)
                 self._accepted.long.pace.note_end()
+            score.tell()  # whoever hears of an end finds its place free
 
     def _run(self, jobs: list[Job]) -> None:
         jobs = [job for job in jobs if not self._given_up(job)]
@@ -297,9 +301,10 @@ class Lane:
         shares: dict[Job, list[Delta]] = {}
         for delta in deltas:
             job, row = self._rows[delta.row]
-            local = delta if row == delta.row else Delta(row, delta.token, delta.finish, delta.logprob)
-            shares.setdefault(job, []).append(local)
-        self._observer.batch(len({delta.row for delta in deltas}))
+            shares.setdefault(job, []).append(delta if row == delta.row else _numbered(delta, row))
+        # A row that was stopped may have been so before it was ever in a step.
+        for rows in Counter(delta.at for delta in deltas if delta.finish != "cancelled").values():
+            self._observer.batch(rows)
         pushes = self._accepted.hear(shares)
         # Whoever hears of an end finds its place free.
         self._ended([delta.row for delta in deltas if delta.finish is not None])
@@ -348,6 +353,11 @@ class Lane:
             error = engine_error(error)
         self._accepted.fail(jobs, error)
         self._forget(jobs)
+
+
+def _numbered(delta: Delta, row: int) -> Delta:
+    # One for each token: dataclasses.replace takes three times as long.
+    return Delta(row, delta.token, delta.finish, delta.logprob, delta.at)
 
 
 def lanes(engine: Engine, accepted: Accepted) -> list[Lane]:

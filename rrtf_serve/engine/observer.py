@@ -22,7 +22,7 @@ class Observer:
         """So many jobs wait now."""
 
     def running(self, rows: int) -> None:
-        """So many rows are being decoded now."""
+        """So many rows are being decoded, and prompts scored, now."""
 
     def started(self, queue_seconds: float) -> None:
         """A job left the queue for a batch."""

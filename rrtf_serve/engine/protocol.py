@@ -12,7 +12,7 @@ strings and special tokens belong to `models.tokens`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 # Prompts and completions of what runs at once, unless an engine says otherwise.
@@ -82,12 +82,15 @@ class Delta:
     """One row moved by one token, ended, or both.
 
     `token` is None on an end without a token: an end token is not reported as a token of the completion.
+    `at`: when its step was made (time.monotonic() seconds; one value for all its rows), where one call may
+    give several steps.
     """
 
     row: int
     token: int | None
     finish: FinishReason | None = None
     logprob: TokenLogprob | None = None
+    at: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ __all__ = ["DeadlineExceeded", "QueueFull", "Replaced", "Scheduler", "SchedulerC
 
 # Batches full of tokens that may wait, unless it is said.
 QUEUED_BATCHES = 16
+LOOK_SECONDS = 0.01  # from one look at a lane that is to end to the next
 
 
 class Scheduler:
@@ -76,7 +77,7 @@ class Scheduler:
 
     @property
     def rows_running(self) -> int:
-        """Rows of running batches that have not ended."""
+        """Rows of running batches and scores that have not ended."""
         return self._accepted.rows
 
     def submit(self, requests: list[Request], ticket: Ticket = NOBODY) -> Stream:
@@ -107,11 +108,14 @@ class Scheduler:
     async def close(self, drain_seconds: float) -> None:
         """Accept nothing more, give accepted work `drain_seconds` to finish, then cancel it. Idempotent."""
         self._accepted.close()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + max(0.0, drain_seconds)
-        for lane in self._lanes:
-            await asyncio.to_thread(lane.thread.join, max(0.0, end - loop.time()))
-        if any(lane.thread.is_alive() for lane in self._lanes):
+        try:
+            async with asyncio.timeout(max(0.0, drain_seconds)):
+                await self._lanes_ended()
+        except TimeoutError:
             self._accepted.abandon()
-            for lane in self._lanes:
-                await asyncio.to_thread(lane.thread.join)
+            await self._lanes_ended()
+
+    async def _lanes_ended(self) -> None:
+        # No join in a thread: it could wait behind others for one, and could not be given up.
+        while any(lane.thread.is_alive() for lane in self._lanes):
+            await asyncio.sleep(LOOK_SECONDS)

@@ -15,20 +15,22 @@ log = logging.getLogger(__name__)
 
 
 class Score:
-    """`go_on` belongs to the thread that calls the engine; `answer` to the event loop it was made on."""
+    """`go_on` and `tell` belong to the thread that calls the engine; `answer` to the event loop it was made
+    on."""
 
     def __init__(self, prompt: tuple[int, ...], top: int) -> None:
         self.answer: asyncio.Future[list[TokenLogprob]] = asyncio.get_running_loop().create_future()
         self._prompt, self._top = prompt, top
         self._pieces: Iterator[list[TokenLogprob]] | None = None
         self._records: list[TokenLogprob] = []
+        self._error: Exception | None = None
 
     @property
     def tokens(self) -> int:
         return len(self._prompt)
 
     def go_on(self, engine: Engine) -> bool:
-        """Make one piece. False once it has ended: answered, failed, or nobody waits for it any more."""
+        """Make one piece. False once it has ended: made, failed, or nobody waits for it any more."""
         if self.answer.done():
             return False
         try:
@@ -36,16 +38,21 @@ class Score:
                 self._pieces = _pieces(engine, self._prompt, self._top)
             piece = next(self._pieces, None)
         except (ValueError, EngineError) as error:
-            self.fail(error)
+            self._error = error
         except Exception as error:  # a fault in the engine must not end the thread that everyone waits on
             log.exception("scoring failed")
-            self.fail(engine_error(error))
+            self._error = engine_error(error)
         else:
             self._records += piece or []
-            if piece is not None and len(self._records) < len(self._prompt) - 1:
-                return True
-            call(self.answer.get_loop(), partial(_set_answer, self.answer, self._records))
+            return piece is not None and len(self._records) < len(self._prompt) - 1
         return False
+
+    def tell(self) -> None:
+        """What `go_on` ended with, to whoever waits."""
+        if self._error is not None:
+            self.fail(self._error)
+        else:
+            call(self.answer.get_loop(), partial(_set_answer, self.answer, self._records))
 
     def fail(self, error: Exception) -> None:
         """From any thread."""

@@ -87,6 +87,9 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--attention", choices=ATTENTIONS, help=_help("attention", "implementation"))
     group.add_argument("--precision", choices=PRECISIONS, help=_help("precision", "of the arithmetic"))
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
+    group.add_argument(
+        "--compile", action="store_true", help="fuse what each layer does with torch.compile: faster steps"
+    )
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), help=_help("device", "where"))
     group.add_argument("--threads", type=int, help=_help("threads", "of a CPU; 0: torch's choice"))
     group.add_argument("--checkpoint-every", type=int, help=_help("checkpoint_every", "steps"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from starlette.requests import Request as HttpRequest
 
 from rrtf_serve.api.errors import FieldPath, invalid_value
 from rrtf_serve.api.generation import Job, room
-from rrtf_serve.api.infill import DEFAULT_MAX_TOKENS, Infill, editor_of, infill_job, marked
+from rrtf_serve.api.infill import DEFAULT_MAX_TOKENS, editor_of, infill_job, marked
 from rrtf_serve.api.options import check_length, check_rows
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.engine.protocol import Sampling
@@ -36,7 +37,7 @@ async def continuation_job(
     [first, *others] = prompts
     around = marked(first) if isinstance(first, str) and not others else None
     if around is not None and served.prompts.has_infill:
-        infill = Infill(*around, max_tokens=middle_tokens(served, asked), stops=stops)
+        infill = replace(around, max_tokens=middle_tokens(served, asked), stops=stops)
         editor = editor_of(request, dialect, infill)
         return await infill_job(served, settings, infill, sampling, copies=copies, editor=editor)
     # In a thread: a long text takes a while, and all encoding shares the tokenizer's lock.
@@ -89,15 +90,6 @@ def middle_tokens(served: Served, asked: int | None) -> int:
     if asked is None:
         return DEFAULT_MAX_TOKENS
     return served.scheduler.capabilities.max_context if asked < 0 else asked
-
-
-def is_marked(served: Served, text: str) -> bool:
-    """Whether an editor made the prompt of fill-in-the-middle markers: any family's around the cursor, or
-    this model's with files of a repository before them."""
-    fim = served.prompts.family.fim
-    if fim is None or not served.prompts.has_infill:
-        return False
-    return marked(text) is not None or (fim.prefix in text and fim.middle in text)
 
 
 def _fills_middle(served: Served, ids: tuple[int, ...]) -> bool:

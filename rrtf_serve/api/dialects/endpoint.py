@@ -56,7 +56,7 @@ def add_endpoint(
         endpoint,
         methods=["POST"],
         response_class=Response,
-        responses={**ANSWER, **openapi.errors(400, 401, 404, 413, 415, 429, 500, 503, schema=errors)},
+        responses={**ANSWER, **openapi.errors(400, 401, 404, 408, 413, 415, 429, 500, 503, schema=errors)},
         openapi_extra=openapi.request_body(table),
         summary=summary,
     )

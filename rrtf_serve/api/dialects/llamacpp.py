@@ -44,7 +44,7 @@ PATHS = (
     "/apply-template",
 )  # fmt: skip
 MAX_TEXT = 1_000_000  # characters of /tokenize: encoding takes seconds per million, and shares one lock
-_FAILURES = openapi.errors(400, 401, 404, 413, 415, 429, 500, 501, 503, schema=ERROR)
+_FAILURES = openapi.errors(400, 401, 404, 408, 413, 415, 429, 500, 501, 503, schema=ERROR)
 
 Plan = Callable[[Request, Served, ApiSettings, Values], Coroutine[Any, Any, Job]]
 Tell = Callable[[Served, Values], Record]

@@ -26,12 +26,12 @@ from rrtf_serve.api import openapi
 from rrtf_serve.api.body import read_json_of_program
 from rrtf_serve.api.dialects import ollama_fields as fields
 from rrtf_serve.api.dialects import ollama_models as listing
-from rrtf_serve.api.dialects.continuation import continuation_job, conversation_job, is_marked, middle_tokens
+from rrtf_serve.api.dialects.continuation import continuation_job, conversation_job, middle_tokens
 from rrtf_serve.api.dialects.timed import TimedGeneration, Times
 from rrtf_serve.api.errors import SHAPES, ApiError
 from rrtf_serve.api.fields import Field, Parsed, Values, parse
 from rrtf_serve.api.generation import Job
-from rrtf_serve.api.infill import Infill, editor_of, infill_job
+from rrtf_serve.api.infill import Infill, editor_of, infill_job, is_marked
 from rrtf_serve.api.kinds import Schema
 from rrtf_serve.api.messages import read_messages
 from rrtf_serve.api.models import Models
@@ -54,7 +54,7 @@ ERROR: Schema = {
     "properties": {"error": {"type": "string"}},
     "required": ["error"],
 }
-_FAILURES = openapi.errors(400, 401, 404, 413, 415, 429, 500, 503, schema=ERROR)
+_FAILURES = openapi.errors(400, 401, 404, 408, 413, 415, 429, 500, 503, schema=ERROR)
 _GENERATED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer",
@@ -142,7 +142,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
 
     @app.post(
         "/api/show",
-        responses=openapi.errors(400, 401, 404, 413, 415, schema=ERROR),
+        responses=openapi.errors(400, 401, 404, 408, 413, 415, schema=ERROR),
         openapi_extra=openapi.request_body(fields.SHOW_FIELDS),
     )
     async def show(request: Request) -> Response:

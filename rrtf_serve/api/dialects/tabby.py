@@ -88,7 +88,7 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
     @app.post(
         "/v1/events",
         response_class=Response,
-        responses={200: {"description": "Counted"}, **openapi.errors(400, 401, 413, 415)},
+        responses={200: {"description": "Counted"}, **openapi.errors(400, 401, 408, 413, 415)},
         openapi_extra=openapi.request_body(_EVENT_FIELDS),
     )
     async def events(request: Request) -> Response:

@@ -11,6 +11,7 @@ may hold the text of several tokens; its `id` and `logprob` are those of the las
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import quote
 
 from fastapi import FastAPI
@@ -26,7 +27,7 @@ from rrtf_serve.api.dialects.tgi_shape import ERROR, TgiShape, error_body
 from rrtf_serve.api.errors import SHAPES, invalid_value
 from rrtf_serve.api.fields import MAX_STOPS, Values, parse
 from rrtf_serve.api.generation import Job, room
-from rrtf_serve.api.infill import Infill, editor_of, infill_job, marked
+from rrtf_serve.api.infill import editor_of, infill_job, marked
 from rrtf_serve.api.models import Models
 from rrtf_serve.api.options import check_length, check_rows
 from rrtf_serve.api.settings import ApiSettings, Served
@@ -96,9 +97,8 @@ async def plan_generate(
     detailed = values["details"] and engine.max_logprobs > 0
     drawn = sampling(values, engine, scored=detailed or copies > 1)
     if around is not None and served.prompts.has_infill and copies == 1 and not values["truncate"]:
-        infill = Infill(
-            *around, max_tokens=values["max_new_tokens"] or DEFAULT_MAX_TOKENS, stops=values["stop"]
-        )
+        limit = values["max_new_tokens"] or DEFAULT_MAX_TOKENS
+        infill = replace(around, max_tokens=limit, stops=values["stop"])
         job = await infill_job(served, settings, infill, drawn, editor=editor_of(request, "tgi", infill))
     else:
         ids = await _encode(served, text, values)
