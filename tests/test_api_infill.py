@@ -156,8 +156,19 @@ def test_without_markers_a_model_goes_on_but_fills_nothing(plain_server: Running
             Infill("a", "b", None, (Snippet("y.py", "Y\n"), Snippet("x.py", "X\n")), "o/r"),
         ),
         ("o/r<|file_sep|>a.py\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", None),
-        ("<|file_sep|>a.py\nA\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", None),
-        ("<|repo_name|>o/r\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", None),
+        (
+            "<|file_sep|>a.py\nA\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>",
+            Infill("a", "b", None, (Snippet("a.py", "A\n"),)),
+        ),
+        (
+            "<|repo_name|>o/r\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>",
+            Infill("a", "b", repository="o/r"),
+        ),
+        ("<PRE> a <SUF>b <MID>", Infill("a", "b")),
+        (" <PRE> a\n  <SUF>\nb <MID>\n", Infill("a\n ", "\nb")),
+        ("<PRE> '<MID>' <SUF>b <MID>", Infill("'<MID>'", "b")),
+        ("<PRE> ' <MID>' <SUF>b <MID>", None),
+        ("<PRE>a<SUF>b<MID>", None),
         ("<fim_prefix>a<fim_suffix>b", None),
         ("<fim_prefix>a<fim_middle>b<fim_suffix>", None),
         ("a<fim_prefix>a<fim_suffix>b<fim_middle>", None),
@@ -370,6 +381,29 @@ def test_no_body_breaks_a_dialect(
         server.address + path, content=content, headers=HEADERS | {"content-type": JSON_TYPE}
     )
     assert response.status_code in (200, 400), response.text
+
+
+BEFORE = "<|repo_name|>r\n<|file_sep|>b.py\n{}<|file_sep|>a.py\n"
+
+
+@pytest.mark.parametrize("before", [BEFORE.format(LINES), BEFORE.format("x\n"), "<|repo_name|>r\n", ""])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/api/generate", "prompt"), ("/completion", "prompt"), ("/v1/completions", "prompt"),
+     ("/v1/engines/x/completions", "prompt"), ("/generate", "inputs"), ("/models/tiny", "inputs")],
+)  # fmt: skip
+def test_no_route_reads_more_of_a_marked_prompt_than_the_budget(
+    client: httpx.Client, path: str, field: str, before: str
+) -> None:
+    made = f"{before}<|fim_prefix|>{LINES}x = <|fim_suffix|>\n<|fim_middle|>"
+    engine = FakeEngine(script=lambda _: list(b"1\n\n2"), capabilities=BIG)
+    with serving(engine, prefill_speed=100.0) as running:
+        body = {"model": "tiny", field: made, "stream": False}
+        assert client.post(running.address + path, json=body).status_code == 200
+    [request] = engine.started
+    assert request.interactive
+    assert len(request.prompt) <= 100
+    assert text(list(request.prompt)).endswith("x = <|fim_suffix|>\n<|fim_middle|>")
 
 
 class TestSpeed:

@@ -140,33 +140,31 @@ def marked(text: str) -> Infill | None:
     the repository before Qwen's.
     """
     for fim in _MARKERS:
-        if text.count(fim.prefix) == text.count(fim.suffix) == text.count(fim.middle) == 1:
-            head, _, rest = text.partition(fim.prefix)
-            prefix, gap, rest = rest.partition(fim.suffix)
-            suffix, end, tail = rest.partition(fim.middle)
-            if not gap or not end or tail.strip():
-                continue
-            if not head.strip():
-                return Infill(prefix, suffix)
-            if (found := _repository(fim, head)) is not None:
-                return replace(found, prefix=prefix, suffix=suffix)
+        if (parts := fim.taken_apart(text)) is None:
+            continue
+        head, prefix, suffix = parts
+        if not head.strip():
+            return Infill(prefix, suffix)
+        if (found := _repository(fim, head)) is not None:
+            return replace(found, prefix=prefix, suffix=suffix)
     return None
 
 
 def _repository(fim: Fim, head: str) -> Infill | None:
     """What stands before the prefix marker where a family has files there: the repository's name, files as
-    name and text, and the name of the file to fill; None where it is anything else."""
+    name and text, and the name of the file to fill, each of which may be missing; None where it is anything
+    else."""
     if fim.files not in ("before", "between"):
         return None
     name, *files = head.split(fim.file)
-    if not files or (name.strip() and not name.startswith(fim.repo)) or name.count(fim.repo) > 1:
+    if (name.strip() and not name.startswith(fim.repo)) or name.count(fim.repo) > 1:
         return None
-    *others, own = (each.partition("\n") for each in files)
-    if own[2].strip():
-        return None
+    others = [each.partition("\n") for each in files]
+    # A last one with text is one more of the others, and nothing names the file to fill.
+    own = others.pop()[0].strip() if others and not others[-1][2].strip() else ""
     # The nearest to the cursor is the most useful one.
     snippets = tuple(Snippet(title, text) for title, _, text in reversed(others))
-    return Infill("", "", own[0].strip() or None, snippets, name.removeprefix(fim.repo).strip() or None)
+    return Infill("", "", own or None, snippets, name.removeprefix(fim.repo).strip() or None)
 
 
 def is_marked(served: Served, text: str) -> bool:
