@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import SPECIALS, FakeEngine
+from fake_engine import CAPABILITIES, SPECIALS, FakeEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from json_values import JSON
@@ -231,6 +231,12 @@ class TestInfill:
         prompt = server.engine.started[-1].prompt
         assert prompt.count(FIM["<|fim_middle|>"]) == 1
         assert END not in prompt
+
+    def test_without_a_limit_it_may_take_half_of_the_context(self, server: Running) -> None:
+        post(server, "/infill", {**LLAMA_VIM, "n_predict": -1})
+        assert server.engine.started[-1].max_tokens == CAPABILITIES.max_context // 2
+        post(server, "/completion", {"prompt": "abc", "n_predict": -1})
+        assert server.engine.started[-1].max_tokens == CAPABILITIES.max_context - 3
 
     def test_is_an_editors(self, server: Running, tickets: list[Ticket]) -> None:
         post(server, "/infill", {**LLAMA_VIM, "prompt": "    re"})

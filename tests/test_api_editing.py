@@ -101,7 +101,7 @@ async def statuses(server: Closed, asks: list[Ask]) -> list[int]:
 
 @pytest.mark.parametrize(
     ("dialect", "code"),
-    # With one cursor in one file the last but one is typing.
+    # One file and the same code before the cursor: that is one cursor.
     sorted({*product(DIALECTS, INDEPENDENT)} - {("Tabby, one file", "the same before the cursor")}),
 )
 def test_requests_about_different_code_are_all_answered(server: Closed, dialect: str, code: str) -> None:
