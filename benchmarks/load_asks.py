@@ -33,7 +33,8 @@ class Ask:
     path: str
     body: dict[str, Any]
     leave_after: int | None = None
-    interactive: bool = False  # sent as an editor's: the server keeps it short and lets it pass long ones
+    # Sent as an editor's: the server keeps it short and lets it pass long ones. None: it tells by itself.
+    interactive: bool | None = None
 
     @property
     def greedy(self) -> bool:
@@ -98,14 +99,14 @@ def _chat(all_stubs: list[Stub], at: int) -> tuple[str, dict[str, Any]]:
 @dataclass(frozen=True)
 class Kind:
     """How often it is asked, what, with which options; leave: asked in a stream that the client leaves;
-    interactive: as an editor asks."""
+    interactive: as in Ask."""
 
     share: int
     make: Maker
     options: dict[str, Any]
     plain: bool = True
     leave: bool = False
-    interactive: bool = False
+    interactive: bool | None = None
 
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
@@ -121,7 +122,10 @@ KINDS = {
     "editor, streamed": Kind(3, _short, {**GREEDY, **STREAM}, plain=False, interactive=True),
     "infill": Kind(4, _infill, GREEDY, plain=False),
     "infill, streamed": Kind(4, _infill, {**GREEDY, **STREAM}, plain=False),
-    "infill, left": Kind(2, _infill, {**GREEDY, **STREAM, "max_tokens": 128}, plain=False, leave=True),
+    # An editor's would often end before its client leaves.
+    "infill, left": Kind(
+        2, _infill, {**GREEDY, **STREAM, "max_tokens": 128}, plain=False, leave=True, interactive=False
+    ),
     "chat": Kind(2, _chat, GREEDY),
     "chat, streamed": Kind(4, _chat, {**GREEDY, **STREAM}),
     "chat, sampled, streamed": Kind(3, _chat, {**SAMPLED, **STREAM}),

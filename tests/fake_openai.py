@@ -63,6 +63,7 @@ class Fake:
     running: int = 0
     left: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    interactive: list[str | None] = field(default_factory=list)  # the header of each body
     keys: list[str] = field(default_factory=list)
 
     def reset(self) -> None:
@@ -97,6 +98,7 @@ def add_api(app: FastAPI, fake: Fake) -> None:
     async def reply(request: Request, shape: Shape, kind: str, answer: str) -> Response:
         fake.keys.append(request.headers.get("authorization", ""))
         fake.bodies.append(await request.json())
+        fake.interactive.append(request.headers.get("x-rrtf-interactive"))
         if fake.failure is not None:
             status, error, headers = fake.failure
             return JSONResponse({"error": error}, status, headers)

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -45,8 +45,8 @@ def said() -> Iterator[Any]:
         yield say
 
 
-def post(server: Running, body: dict[str, Any]) -> dict[str, Any]:
-    response = httpx.post(server.address + PATH, json=body)
+def post(server: Running, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    response = httpx.post(server.address + PATH, json=body, headers=headers)
     assert response.status_code == 200, response.text
     record: dict[str, Any] = response.json()
     return record
@@ -129,6 +129,10 @@ def test_a_row_that_stopped_lets_the_others_go_on() -> None:
 
 
 class TestInfilling:
+    """Whole answers; an editor's are in test_api_infill."""
+
+    WHOLE: ClassVar = {"x-rrtf-interactive": "false"}
+
     def test_a_suffix_fills_the_middle(self, server: Running) -> None:
         post(server, {"prompt": "ab", "suffix": "yz", "max_tokens": 2})
         request = server.engine.started[-1]
@@ -155,9 +159,8 @@ class TestInfilling:
     def test_a_repeated_suffix_ends_the_middle(self, suffix: str, text: str | None) -> None:
         made = "n\n\nprint(fib(10))\nand so on"
         with serving(FakeEngine(script=lambda _: made.encode())) as server:
-            choice = post(server, {"prompt": "return ", "suffix": suffix, "max_tokens": len(made)})[
-                "choices"
-            ][0]
+            body = {"prompt": "return ", "suffix": suffix, "max_tokens": len(made)}
+            choice = post(server, body, **self.WHOLE)["choices"][0]
         expected = (text, "stop") if text is not None else (made, "length")
         assert (choice["text"], choice["finish_reason"]) == expected
 
@@ -166,7 +169,7 @@ class TestInfilling:
         with serving(FakeEngine(script=lambda _: made.encode())) as server:
             for prefix, expected in (("return ", "n"), ("```py\nreturn ", made)):
                 body = {"prompt": prefix, "suffix": "\n", "max_tokens": len(made)}
-                assert post(server, body)["choices"][0]["text"] == expected
+                assert post(server, body, **self.WHOLE)["choices"][0]["text"] == expected
 
     def test_an_empty_or_null_suffix_is_none(self, server: Running) -> None:
         for suffix in ("", None):
@@ -178,7 +181,8 @@ class TestInfilling:
 
     def test_what_does_not_fit_is_cut_far_from_the_cursor(self, server: Running) -> None:
         prefix, suffix = "A" * 600 + "near", "near" + "B" * 600
-        record = post(server, {"prompt": prefix, "suffix": suffix, "max_tokens": 100})
+        body = {"prompt": prefix, "suffix": suffix, "max_tokens": 100}
+        record = post(server, body, **self.WHOLE)
         prompt = bytes(token for token in server.engine.started[-1].prompt if token < 256)
         assert record["usage"]["prompt_tokens"] + 100 <= CAPABILITIES.max_context
         assert b"nearnear" in prompt

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import SPECIALS, FakeEngine
+from fake_engine import CAPABILITIES, SPECIALS, FakeEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from json_values import JSON
@@ -232,13 +232,21 @@ class TestInfill:
         assert prompt.count(FIM["<|fim_middle|>"]) == 1
         assert END not in prompt
 
+    def test_without_a_limit_it_may_take_half_of_the_context(self, server: Running) -> None:
+        post(server, "/infill", {**LLAMA_VIM, "n_predict": -1})
+        assert server.engine.started[-1].max_tokens == CAPABILITIES.max_context // 2
+        post(server, "/completion", {"prompt": "abc", "n_predict": -1})
+        assert server.engine.started[-1].max_tokens == CAPABILITIES.max_context - 3
+
     def test_is_an_editors(self, server: Running, tickets: list[Ticket]) -> None:
         post(server, "/infill", {**LLAMA_VIM, "prompt": "    re"})
         post(server, "/infill", LLAMA_VIM)
         post(server, "/infill", {**LLAMA_VIM, "input_prefix": "something else\n"})
         assert all(ticket.interactive for ticket in tickets)
         first, second, third = [ticket.editor for ticket in tickets]
-        assert first == second != third
+        assert first is not None and second is not None and third is not None
+        assert second.goes_on(first)
+        assert not third.goes_on(second)
 
     def test_a_model_that_cannot_says_so(self) -> None:
         with serving(family="smollm2") as server:

@@ -156,8 +156,19 @@ def test_without_markers_a_model_goes_on_but_fills_nothing(plain_server: Running
             Infill("a", "b", None, (Snippet("y.py", "Y\n"), Snippet("x.py", "X\n")), "o/r"),
         ),
         ("o/r<|file_sep|>a.py\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", None),
-        ("<|file_sep|>a.py\nA\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", None),
-        ("<|repo_name|>o/r\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>", None),
+        (
+            "<|file_sep|>a.py\nA\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>",
+            Infill("a", "b", None, (Snippet("a.py", "A\n"),)),
+        ),
+        (
+            "<|repo_name|>o/r\n<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>",
+            Infill("a", "b", repository="o/r"),
+        ),
+        ("<PRE> a <SUF>b <MID>", Infill("a", "b")),
+        (" <PRE> a\n  <SUF>\nb <MID>\n", Infill("a\n ", "\nb")),
+        ("<PRE> '<MID>' <SUF>b <MID>", Infill("'<MID>'", "b")),
+        ("<PRE> ' <MID>' <SUF>b <MID>", None),
+        ("<PRE>a<SUF>b<MID>", None),
         ("<fim_prefix>a<fim_suffix>b", None),
         ("<fim_prefix>a<fim_middle>b<fim_suffix>", None),
         ("a<fim_prefix>a<fim_suffix>b<fim_middle>", None),
@@ -179,16 +190,21 @@ CONTINUE_STOPS = [
     "<|file_sep|>", "<|im_start|>", "<|im_end|>", "/src/", "#- coding: utf-8", "```",
 ]  # fmt: skip
 HEADERS = {"x-rrtf-interactive": "true"}
+NOBODY_WAITS = {"x-rrtf-interactive": "false"}
+# As Zed, Continue and llm-ls put them together: of the model's own markers, or of StarCoder's.
+MARKED = ["<|fim_prefix|>{}<|fim_suffix|>{}<|fim_middle|>", "<fim_prefix>{}<fim_suffix>{}<fim_middle>"]
 BODY = {"prompt": "def f():\n    ", "suffix": "\n\nprint(f())\n", "max_tokens": 40}
 SAID = b"return 1\n\nprint(f())\n" * 3
 
 
 class TestCompletions:
-    """/v1/completions with the header that says that an editor waits."""
+    """An editor's request to /v1/completions: told by a suffix, by markers, or by the header."""
 
-    def ask(self, body: dict[str, Any], script: bytes, **headers: str) -> tuple[dict[str, Any], FakeEngine]:
-        engine = FakeEngine(script=lambda _: list(script))
-        with serving(engine) as running:
+    def ask(
+        self, body: dict[str, Any], script: bytes, *, speed: float | None = None, **headers: str
+    ) -> tuple[dict[str, Any], FakeEngine]:
+        engine = FakeEngine(script=lambda _: list(script), capabilities=BIG)
+        with serving(engine, prefill_speed=speed) as running:
             response = httpx.post(running.address + "/v1/completions", json=body, headers=headers)
         assert response.status_code == 200, response.text
         return response.json()["choices"][0], engine
@@ -198,8 +214,74 @@ class TestCompletions:
         assert (choice["text"], choice["finish_reason"]) == ("return 1", "stop")
         choice, _ = self.ask({**BODY, "suffix": "\n"}, b"a\n\nb\n" * 9, **HEADERS)
         assert (choice["text"], choice["finish_reason"]) == ("a", "stop")
-        choice, _ = self.ask({**BODY, "suffix": "\n"}, b"a\n\nb\n" * 9)
+        choice, _ = self.ask({**BODY, "suffix": "\n"}, b"a\n\nb\n" * 9, **NOBODY_WAITS)
         assert choice["text"].startswith("a\n\nb\n")
+
+    @pytest.mark.parametrize("form", ["suffix", *MARKED])
+    def test_nobody_has_to_say_so(self, form: str) -> None:
+        body = {"prompt": LINES, "suffix": f"\n{LINES}", "max_tokens": 40}
+        if form != "suffix":
+            body = {"prompt": form.format(LINES, f"\n{LINES}"), "max_tokens": 40}
+        choice, engine = self.ask(body, b"a\n\nb\n" * 9, speed=600.0)
+        assert (choice["text"], choice["finish_reason"]) == ("a", "stop")
+        [request] = engine.started
+        assert request.interactive
+        assert 560 < len(request.prompt) <= 600
+        assert text(list(request.prompt)).endswith("<|fim_middle|>")
+
+    @pytest.mark.parametrize("form", ["suffix", MARKED[0]])
+    def test_a_client_can_say_that_nobody_waits(self, form: str) -> None:
+        body = {"prompt": LINES, "suffix": f"\n{LINES}", "max_tokens": 40}
+        if form != "suffix":
+            body = {"prompt": form.format(LINES, f"\n{LINES}"), "max_tokens": 40}
+        choice, engine = self.ask(body, b"a\n\nb\n" * 9, speed=600.0, **NOBODY_WAITS)
+        assert choice["text"] == (b"a\n\nb\n" * 9)[:40].decode()
+        [request] = engine.started
+        assert not request.interactive
+        assert request.sampling.temperature == 1
+        assert len(request.prompt) == 2 * len(LINES) + 4
+
+    def test_without_a_temperature_one_choice_is_the_likeliest(self) -> None:
+        for more, temperature in (
+            ({}, 0),
+            ({"temperature": None}, 0),
+            ({"temperature": 0.5}, 0.5),
+            ({"n": 2}, 1),
+        ):
+            _, engine = self.ask({**BODY, **more}, SAID)
+            assert {request.sampling.temperature for request in engine.started} == {temperature}
+        _, engine = self.ask({"prompt": "a", "max_tokens": 4}, SAID)
+        assert engine.started[0].sampling.temperature == 1
+
+    @pytest.mark.parametrize("family", ["qwen2.5-coder", "smollm2"])
+    @pytest.mark.parametrize(
+        ("more", "headers", "interactive"),
+        [
+            ({"max_tokens": 64}, {}, True),
+            ({}, {}, True),  # 16 by default
+            ({"max_tokens": 8, "logprobs": 1, "n": 2}, {}, True),
+            ({"max_tokens": 65}, {}, False),
+            ({"max_tokens": 8}, NOBODY_WAITS, False),
+        ],
+    )
+    def test_short_completions_pass_long_ones(
+        self, family: str, more: dict[str, Any], headers: dict[str, str], interactive: bool
+    ) -> None:
+        engine = FakeEngine(script=lambda _: list(b"a\n\nb\n"), capabilities=BIG)
+        with serving(engine, family=family, prefill_speed=600.0) as running:
+            body = {"prompt": LINES, **more}
+            response = httpx.post(running.address + "/v1/completions", json=body, headers=headers)
+        assert {request.interactive for request in engine.started} == {interactive}
+        # Nothing of it is cut.
+        assert len(engine.started[0].prompt) == len(LINES)
+        choice = response.json()["choices"][0]
+        assert (len(choice["text"]), choice["finish_reason"]) == (more.get("max_tokens", 16), "length")
+
+    def test_markers_are_plain_text_to_a_model_without_them(self, plain_server: Running) -> None:
+        marked_up = MARKED[0].format("a", "b")
+        body = {"prompt": marked_up, "max_tokens": 4}
+        assert httpx.post(plain_server.address + "/v1/completions", json=body).status_code == 200
+        assert text(list(plain_server.engine.started[-1].prompt)) == marked_up
 
     def test_what_comes_after_the_end_is_not_made(self) -> None:
         engine = FakeEngine(script=lambda _: list(b"a\n\nbcdefghijklmnopqrstuvwxyz"), seconds_per_step=0.005)
@@ -220,9 +302,7 @@ class TestCompletions:
     def test_continues_prompt_with_files_of_the_repository_is_an_editors(self) -> None:
         """Its template for models named qwen and coder: the files, then the markers (core/autocomplete,
         AutocompleteTemplate.ts, 2026-06-18)."""
-        choice, engine = self.ask(
-            {"prompt": CONTINUE, "max_tokens": 30, "stop": CONTINUE_STOPS}, SAID, **HEADERS
-        )
+        choice, engine = self.ask({"prompt": CONTINUE, "max_tokens": 30, "stop": CONTINUE_STOPS}, SAID)
         assert (choice["text"], choice["finish_reason"]) == ("return 1", "stop")
         ids = engine.started[0].prompt
         assert text(list(ids)) == CONTINUE
@@ -232,7 +312,7 @@ class TestCompletions:
         long = CONTINUE.replace("A = 1\n", LINES)
         engine = FakeEngine(capabilities=BIG)
         with serving(engine, prefill_speed=200.0) as running:
-            httpx.post(running.address + "/v1/completions", json={"prompt": long}, headers=HEADERS)
+            httpx.post(running.address + "/v1/completions", json={"prompt": long})
         ids = engine.started[-1].prompt
         assert len(ids) <= 200
         assert text(list(ids)).endswith(CONTINUE[CONTINUE.index("<|file_sep|>src/main.py") :])
@@ -250,14 +330,17 @@ class TestCompletions:
         for prompt in (CONTINUE, own):
             body = {"prompt": prompt, "max_tokens": 2}
             httpx.post(server.address + "/v1/completions", json=body, headers=HEADERS)
-            httpx.post(server.address + "/v1/completions", json=body)
+            httpx.post(server.address + "/v1/completions", json={**body, "max_tokens": 100})
+            httpx.post(server.address + "/v1/completions", json=body, headers=NOBODY_WAITS)
         assert [(each.interactive, each.editor is not None) for each in tickets] == [
-            (True,) * 2,
-            (False,) * 2,
+            (True, True),
+            (True, True),
+            (False, False),
         ] * 2
-        assert tickets[0].editor != tickets[2].editor
+        assert {each.sampling.temperature for each in server.engine.started[-6:]} == {0, 1}
 
     def test_more_than_an_editor_asks_for_is_answered_in_full(self) -> None:
+        more: dict[str, Any]
         for more in ({"echo": True}, {"logprobs": 1}, {"n": 1, "best_of": 2}):
             body = {**BODY, "suffix": None, "max_tokens": 4, **more}
             choice, _ = self.ask(body, b"a\n\nb", **HEADERS)
@@ -298,6 +381,29 @@ def test_no_body_breaks_a_dialect(
         server.address + path, content=content, headers=HEADERS | {"content-type": JSON_TYPE}
     )
     assert response.status_code in (200, 400), response.text
+
+
+BEFORE = "<|repo_name|>r\n<|file_sep|>b.py\n{}<|file_sep|>a.py\n"
+
+
+@pytest.mark.parametrize("before", [BEFORE.format(LINES), BEFORE.format("x\n"), "<|repo_name|>r\n", ""])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/api/generate", "prompt"), ("/completion", "prompt"), ("/v1/completions", "prompt"),
+     ("/v1/engines/x/completions", "prompt"), ("/generate", "inputs"), ("/models/tiny", "inputs")],
+)  # fmt: skip
+def test_no_route_reads_more_of_a_marked_prompt_than_the_budget(
+    client: httpx.Client, path: str, field: str, before: str
+) -> None:
+    made = f"{before}<|fim_prefix|>{LINES}x = <|fim_suffix|>\n<|fim_middle|>"
+    engine = FakeEngine(script=lambda _: list(b"1\n\n2"), capabilities=BIG)
+    with serving(engine, prefill_speed=100.0) as running:
+        body = {"model": "tiny", field: made, "stream": False}
+        assert client.post(running.address + path, json=body).status_code == 200
+    [request] = engine.started
+    assert request.interactive
+    assert len(request.prompt) <= 100
+    assert text(list(request.prompt)).endswith("x = <|fim_suffix|>\n<|fim_middle|>")
 
 
 class TestSpeed:

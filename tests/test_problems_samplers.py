@@ -136,6 +136,7 @@ class Upstream:
     pauses: list[float] = field(default_factory=list)  # seconds that the client would have waited
     bodies: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
+    interactive: set[str] = field(default_factory=set)
 
 
 @pytest.fixture
@@ -151,6 +152,7 @@ def upstream(monkeypatch: pytest.MonkeyPatch) -> Iterator[Upstream]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state.bodies.append((self.path, body))
             state.keys.add(self.headers.get("Authorization", ""))
+            state.interactive.add(self.headers.get("x-rrtf-interactive", ""))
             if state.hangs is not None:
                 state.hangs.wait(20)
             if self.path.endswith("/chat/completions"):
@@ -204,6 +206,7 @@ def test_a_server_answers_chat_and_completions(upstream: Upstream) -> None:
     # OpenAI's servers take four stop strings; the rest is cut when the code is taken out.
     assert bodies["/v1/completions"] == {**common, "prompt": "plain", "stop": list("abcd")}
     assert upstream.keys == {"Bearer k"}
+    assert upstream.interactive == {"false"}  # ours would cut the prompt and the answer
 
 
 def test_seeds_differ_from_sample_to_sample(upstream: Upstream) -> None:

@@ -235,6 +235,14 @@ def test_code_llama_writes_a_space_before_the_prefix_and_none_before_the_suffix(
     assert made.infill_end_ids == {token(text) for text in ("</s>", "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")}
 
 
+@pytest.mark.parametrize("prompt", ["<PRE> def <SUF>def <MID>", " <PRE> def <SUF>def <MID>\n"])
+def test_code_llamas_prompt_as_clients_write_it(llama: Tokenizer, prompt: str) -> None:
+    made = prompts(llama, "codellama", add_bos=True)
+    assert made.completion(prompt) == made.infill("def", "def")
+    letters = made.completion("<PRE> def")
+    assert llama.token_id("▁<PRE>") not in letters  # half a prompt is text
+
+
 def test_suffix_first_layout(tokenizer: Tokenizer) -> None:
     fim = FAMILIES["starcoder"].fim
     assert fim is not None

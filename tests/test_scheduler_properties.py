@@ -27,13 +27,13 @@ from stepping_engine import (
 
 from rrtf_serve.engine.protocol import Capabilities, Delta, EngineError, Sampling
 from rrtf_serve.engine.scheduler import DeadlineExceeded, QueueFull, Replaced, Scheduler, Stream
-from rrtf_serve.engine.ticket import Ticket
+from rrtf_serve.engine.ticket import Editing, Ticket
 
 SUBMIT = st.tuples(
     st.just("submit"),
     st.sampled_from(["ann", "bob", "eve"]),
     st.booleans(),  # interactive
-    st.sampled_from([None, "x", "y"]),  # editor
+    st.sampled_from([None, Editing(("x",), "a"), Editing(("x",), "ab"), Editing(("y",), "b")]),
     st.lists(st.integers(1, 12), min_size=1, max_size=3),  # tokens of each row
     st.booleans(),  # greedy
     st.sampled_from([False, False, False, True]),  # its deadline has passed

@@ -10,6 +10,7 @@ from counting_engine import rows_of, tokens, until
 from stepping_engine import (
     ADMITTING,
     GREEDY,
+    ONE_LANE,
     RANDOM,
     TWO_LANES,
     Recorder,
@@ -20,12 +21,16 @@ from stepping_engine import (
 )
 
 from rrtf_serve.engine.protocol import Delta, Request, Sampling
-from rrtf_serve.engine.scheduler import DeadlineExceeded, Replaced, Scheduler
-from rrtf_serve.engine.ticket import Ticket
+from rrtf_serve.engine.scheduler import DeadlineExceeded, QueueFull, Replaced, Scheduler
+from rrtf_serve.engine.ticket import MOST_TYPED, Editing, Ticket
+
+
+def editing(client: str = "one", before: str = "x", after: str = "", *, file: str = "") -> Editing:
+    return Editing((client, file), before, after, named=bool(file))
 
 
 def editor(name: str = "one", owner: str = "ann") -> Ticket:
-    return Ticket(owner, interactive=True, editor=name)
+    return Ticket(owner, interactive=True, editor=editing(name))
 
 
 def test_a_job_past_its_deadline_leaves_the_queue_and_never_starts() -> None:
@@ -124,13 +129,83 @@ def test_a_newer_job_of_the_editor_replaces_the_older(waits: bool) -> None:
     drive(test, engine)
 
 
+HEAD = "# a licence\n" * 40
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "same"),
+    [
+        (editing(before="def f"), editing(before="def fo"), True),  # typed
+        (editing(before="def fo"), editing(before="def f"), True),  # deleted
+        (editing(before="def f"), editing(before="def f"), True),  # what else was sent differs
+        (editing(before="a"), editing(before="a" + "b" * MOST_TYPED), True),
+        (editing(before="a"), editing(before="a" + "b" * (MOST_TYPED + 1)), False),
+        (editing(before="a" * 500), editing(before="a"), False),
+        (editing(before="def f"), editing(before="def g"), False),
+        (editing(before=f"{HEAD}def f"), editing(before=f"{HEAD}def g"), False),
+        (editing(before=""), editing(before="def f"), False),
+        (editing(before=""), editing(before=""), False),
+        (editing(before="\n"), editing(before="\n\nimport"), False),
+        (editing(after="\ny"), editing(before="xy", after="\ny"), True),
+        (editing(after="\ny"), editing(before="xy", after="\nz"), False),
+        (editing(after="y", file="a.py"), editing(before="x(", after=")y", file="a.py"), True),
+        (editing(after="y", file="a.py"), editing(before="z", after="y", file="a.py"), False),
+        (editing(file="a.py"), editing(before="xy", file="b.py"), False),
+        (editing("one"), editing("two", "xy"), False),
+    ],
+)
+def test_what_is_one_editing(older: Editing, newer: Editing, same: bool) -> None:
+    assert newer.goes_on(older) is older.goes_on(newer) is same
+    engine = Stepping()
+
+    async def test(scheduler: Scheduler) -> None:
+        first = scheduler.submit([row(1, 9)], Ticket("ann", True, older))
+        await until(lambda: engine.started == [[1]])
+        second = scheduler.submit([row(2)], Ticket("ann", True, newer))
+        engine.release()
+        if same:
+            with pytest.raises(Replaced):
+                await rows_of(first)
+        else:
+            assert tokens((await rows_of(first))[0]) == answer(1, 9)
+        assert tokens((await rows_of(second))[0]) == answer(2, 4)
+
+    drive(test, engine)
+
+
+def test_a_full_queue_takes_nothing_from_who_goes_on() -> None:
+    engine = Stepping(ONE_LANE)
+    recorder = Recorder()
+
+    async def test(scheduler: Scheduler) -> None:
+        typing = scheduler.submit([row(1, 50)], editor())
+        await until(lambda: engine.started == [[1]])
+        waiting = [scheduler.submit([row(2)], editor("two")), scheduler.submit([row(3)])]
+        with pytest.raises(QueueFull):
+            scheduler.submit([row(4)], editor())
+        assert recorder.refusals == ["queue_full"]
+        assert recorder.endings == {}
+        # Who waits makes room for what follows it.
+        newer = scheduler.submit([row(5)], editor("two"))
+        assert recorder.waiting == 2
+        with pytest.raises(Replaced):
+            await rows_of(waiting[0])
+        engine.release()
+        assert len(tokens((await rows_of(typing))[0])) == 50
+        assert tokens((await rows_of(newer))[0]) == answer(5, 4)
+        await rows_of(waiting[1])
+
+    # ONE_LANE has a queue of each kind; what is interactive fills its own.
+    drive(test, engine, observer=recorder, max_queue=1)
+
+
 def test_the_same_prompt_and_long_jobs_replace_nothing() -> None:
     engine = Stepping()
 
     async def test(scheduler: Scheduler) -> None:
         streams = [scheduler.submit([row(1, 5, RANDOM)], editor()) for _ in range(3)]
         streams += [scheduler.submit([row(1, 7, RANDOM)], editor())]
-        streams += [scheduler.submit([row(2)], Ticket("ann", interactive=False, editor="one"))]
+        streams += [scheduler.submit([row(2)], Ticket("ann", interactive=False, editor=editing()))]
         engine.release()
         made = [len(tokens((await rows_of(stream))[0])) for stream in streams]
         assert made == [5, 5, 5, 7, 4]
@@ -262,7 +337,9 @@ def test_each_of_those_who_share_has_a_deadline_and_an_editor_of_its_own() -> No
 
     async def test(scheduler: Scheduler) -> None:
         patient = scheduler.submit([row(1, 20)], editor("a"))
-        hasty = scheduler.submit([row(1, 20)], Ticket("ann", True, "b", deadline=time.monotonic() + 0.05))
+        hasty = scheduler.submit(
+            [row(1, 20)], Ticket("ann", True, editing("b"), deadline=time.monotonic() + 0.05)
+        )
         typing = scheduler.submit([row(1, 20)], editor("c"))
         newer = scheduler.submit([row(2)], editor("c"))
         with pytest.raises(DeadlineExceeded):

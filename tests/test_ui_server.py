@@ -85,6 +85,7 @@ def test_a_suffix_is_sent_only_where_there_is_one(base_url: str, fake: Fake) -> 
 
     asyncio.run(both())
     assert [body.get("suffix", "absent") for body in fake.bodies] == ["\n", "absent"]
+    assert fake.interactive == ["false", "false"]  # else the server would cut the answer as for an editor
 
 
 @pytest.mark.parametrize("delay", [0.005, 30.0], ids=["while it streams", "before the first token"])

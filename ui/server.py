@@ -12,6 +12,8 @@ import openai
 from openai.types import Completion, CompletionChoice
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
+from rrtf_serve.api.completions import INTERACTIVE
+
 # A request may wait long in the server's queue; a server that takes no connection is gone.
 TIMEOUT = openai.Timeout(600.0, connect=5.0)
 
@@ -113,6 +115,8 @@ class Server:
                 model=self._model or (await self.card(key=key))["id"],
                 prompt=prompt,
                 suffix=openai.omit if suffix is None else suffix,
+                # The page's own limits hold; an editor's answer would end with the block.
+                extra_headers={INTERACTIVE: "false"},
                 # Small chat models end code as they would in a chat: with a fence, and prose after it.
                 stop=openai.omit if "```" in prompt + (suffix or "") else ["\n```"],
                 max_tokens=options.max_tokens,

@@ -22,11 +22,10 @@ from rrtf_serve.api import errors, listing, openapi
 from rrtf_serve.api.answer import Plan, answer
 from rrtf_serve.api.body import read_json
 from rrtf_serve.api.chat import plan_chat
-from rrtf_serve.api.completions import plan_completion
+from rrtf_serve.api.completions import INTERACTIVE, plan_completion
 from rrtf_serve.api.dialects import add_dialects, tabby
 from rrtf_serve.api.fields import CHAT_FIELDS, COMPLETION_FIELDS
 from rrtf_serve.api.gate import Gate
-from rrtf_serve.api.infill import editor_of
 from rrtf_serve.api.keys import Key, Keyring
 from rrtf_serve.api.log import RequestLog
 from rrtf_serve.api.metrics import Metrics
@@ -41,13 +40,12 @@ from rrtf_serve.api.visit import Visit, Visits
 _FAILURES = openapi.errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 # A client's own id is kept when it can stand in a header and a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-# With "true" the request is an editor's: its prompt is cut to the latency budget, its answer trimmed.
-INTERACTIVE = "x-rrtf-interactive"
 _INTERACTIVE_HEADER = {
     "name": INTERACTIVE,
     "in": "header",
     "description": "true: an editor waits. The prompt is cut to what is read in the latency budget, and the "
-    "answer ends where an editor's should.",
+    "answer ends where an editor's should. false: neither. Without it both are done where the request has a "
+    "suffix or a prompt made of fill-in-the-middle markers.",
     "schema": {"type": "string"},
 }
 
@@ -176,12 +174,10 @@ async def _on_gone(_: Request, error: Exception) -> Response:
 
 
 async def _plan(request: Request, served: Served, settings: ApiSettings, body: dict[str, object]) -> Plan:
-    """/v1/completions takes OpenAI's request, an editor's where a header says so, and Tabby's."""
+    """/v1/completions takes OpenAI's request and Tabby's."""
     if body.get("segments") is not None:
         return await tabby.plan_segments(request, served, settings, body)
-    interactive = request.headers.get(INTERACTIVE, "").strip().lower() in ("true", "1")
-    editor = (lambda infill: editor_of(request, "openai", infill)) if interactive else None
-    return await plan_completion(served, settings, body, editor=editor)
+    return await plan_completion(request, served, settings, body, dialect="openai")
 
 
 __all__ = ["ApiSettings", "Models", "Served", "create_app"]

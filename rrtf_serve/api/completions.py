@@ -1,19 +1,24 @@
-"""POST /v1/completions: text after a prompt, or between a prompt and a suffix."""
+"""POST /v1/completions: text after a prompt, or between a prompt and a suffix.
+
+Most editors know no other route, and few can send a header: a prompt with a `suffix`, or one that its client
+made of fill-in-the-middle markers, is taken for an editor's. The header `x-rrtf-interactive` says otherwise.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+
+from starlette.requests import Request as HttpRequest
 
 from rrtf_serve.api.answer import Echo, Plan
 from rrtf_serve.api.encoding import Encoded, encode_each
 from rrtf_serve.api.errors import ApiError, FieldPath, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Parsed, Values, parse
 from rrtf_serve.api.generation import Job, Scored, refusals, reserve, room
-from rrtf_serve.api.infill import Infill, infill_job, is_marked, marked, no_infill
+from rrtf_serve.api.infill import Infill, editor_of, infill_job, is_marked, marked, no_infill
 from rrtf_serve.api.options import check_length, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
@@ -25,29 +30,33 @@ from rrtf_serve.models.tokens import Detokenizer, Tokenizer
 Prompt = str | tuple[int, ...]
 
 DEFAULT_MAX_TOKENS = 16  # as OpenAI documents
+SHORT_TOKENS = 64  # who asks for no more doesn't wait for those who ask for more
+# "true": somebody types and waits. "false": nobody does. Else the request itself tells.
+INTERACTIVE = "x-rrtf-interactive"
 
 
 async def plan_completion(
-    served: Served,
-    settings: ApiSettings,
-    body: dict[str, object],
-    *,
-    editor: Callable[[Infill], str] | None = None,
+    request: HttpRequest, served: Served, settings: ApiSettings, body: dict[str, object], *, dialect: str
 ) -> Plan:
-    """`editor`: names the place where somebody types and waits; one text is then gone on with as infill_job
-    does. Raises ApiError."""
+    """An editor's request is answered as infill_job does, and greedily where it names no temperature: Zed and
+    others have no setting for one. Raises ApiError."""
     engine = served.scheduler.capabilities
     parsed = parse(COMPLETION_FIELDS, body, engine)
     values = parsed.values
     given: tuple[Prompt, ...] = values["prompt"]
     copies = values["best_of"] or values["n"]
     check_rows(settings, len(given), copies)
-    waits = editor is not None and _as_editors_ask(given, values)
-    between = _between(served, _text(given), values) if waits else None
-    if between is not None and editor is not None:
-        job = await infill_job(
-            served, settings, between, sampling(values, None), copies=copies, editor=editor(between)
-        )
+    waits = _waits(request)
+    typed = waits is not False and _as_editors_ask(given, values)
+    typed = typed and (bool(waits or values["suffix"]) or is_marked(served, _text(given)))
+    if typed and copies == 1 and body.get("temperature") is None:
+        parsed = parse(COMPLETION_FIELDS, {**body, "temperature": 0}, engine)
+        values = parsed.values
+    between = _between(served, _text(given), values) if typed else None
+    if between is not None:
+        editor = editor_of(request, dialect, between)
+        drawn = sampling(values, None)
+        job = await infill_job(served, settings, between, drawn, copies=copies, editor=editor)
         return _plan(served, parsed, job)
     infill = bool(values["suffix"])
     several = len(given) > 1
@@ -68,8 +77,8 @@ async def plan_completion(
         sampling(values, asked if asked is not None or not ranked else 0),
         served.prompts.infill_end_ids if infill else served.prompts.completion_end_ids,
         values["stop"] + (served.prompts.middle_stops(_text(given), values["suffix"]) if infill else ()),
-        interactive=waits,
-        editor=editor(Infill(_text(given), "")) if waits and editor is not None else None,
+        interactive=typed or (waits is not False and _max_tokens(values) <= SHORT_TOKENS),
+        editor=editor_of(request, dialect, Infill(_text(given), "", user=values["user"])) if typed else None,
     )
     echoes: tuple[Echo, ...] = ()
     if values["echo"]:
@@ -97,6 +106,16 @@ def _plan(served: Served, parsed: Parsed, job: Job, echoes: tuple[Echo, ...] = (
     )
 
 
+def _waits(request: HttpRequest) -> bool | None:
+    said = request.headers.get(INTERACTIVE, "").strip().lower()
+    return True if said in ("true", "1") else False if said in ("false", "0") else None
+
+
+def _max_tokens(values: Values) -> int:
+    asked: int | None = values["max_tokens"]
+    return DEFAULT_MAX_TOKENS if asked is None else asked
+
+
 def _as_editors_ask(given: tuple[Prompt, ...], values: Values) -> bool:
     """False where more is asked for than an editor does: then it is answered as to anybody."""
     ranked = (values["best_of"] or values["n"]) > values["n"]
@@ -111,10 +130,10 @@ def _between(served: Served, prompt: str, values: Values) -> Infill | None:
     found = None if suffix else marked(prompt)
     if found is None and not suffix and is_marked(served, prompt):
         return None
-    asked = values["max_tokens"]
     return replace(
         found or Infill(prompt, suffix),
-        max_tokens=DEFAULT_MAX_TOKENS if asked is None else asked,
+        user=values["user"],
+        max_tokens=_max_tokens(values),
         stops=values["stop"],
     )
 

@@ -31,7 +31,7 @@ from rrtf_serve.api.visit import current
 from rrtf_serve.engine.protocol import Delta, Request, Sampling, TokenLogprob
 from rrtf_serve.engine.scheduler import QueueFull, SchedulerClosed, Stream
 from rrtf_serve.engine.stream import DeadlineExceeded, Replaced
-from rrtf_serve.engine.ticket import Ticket
+from rrtf_serve.engine.ticket import Editing, Ticket
 from rrtf_serve.models.tokens import TextStream, Tokenizer
 
 Finish = Literal["stop", "length"]
@@ -46,7 +46,7 @@ class Job:
     end_ids: frozenset[int]
     stops: tuple[str, ...] = ()
     interactive: bool = False  # as in Ticket, and so is editor
-    editor: str | None = None
+    editor: Editing | None = None
     cursor: Cursor | None = None  # ends each row as editors expect
     min_tokens: int = 0  # before an end token may end a row
 

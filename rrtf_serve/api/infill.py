@@ -10,7 +10,6 @@ when it was loaded. First the snippets go, then the ends of prefix and suffix th
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request as HttpRequest
@@ -22,6 +21,7 @@ from rrtf_serve.api.options import check_rows
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.trimming import Cursor
 from rrtf_serve.engine.protocol import Sampling
+from rrtf_serve.engine.ticket import Editing
 from rrtf_serve.models.families import FAMILIES, Fim
 from rrtf_serve.models.prompts import PromptError, Setting
 
@@ -46,6 +46,7 @@ class Infill:
     filename: str | None = None
     snippets: tuple[Snippet, ...] = ()  # the most useful first
     repository: str | None = None
+    user: str | None = None  # who types, as the client names them
     max_tokens: int = DEFAULT_MAX_TOKENS
     stops: tuple[str, ...] = ()
     interactive: bool = True  # somebody waits for it: keep to the latency budget, end it as editors expect
@@ -61,7 +62,7 @@ async def infill_job(
     sampling: Sampling,
     *,
     copies: int = 1,
-    editor: str | None = None,
+    editor: Editing | None = None,
 ) -> Job:
     """One prompt, `copies` rows. A model that can't fill in the middle goes on with the prefix where nothing
     follows it. Raises ApiError 400 where something does, or where nothing fits beside `max_tokens`; an
@@ -142,33 +143,31 @@ def marked(text: str) -> Infill | None:
     the repository before Qwen's.
     """
     for fim in _MARKERS:
-        if text.count(fim.prefix) == text.count(fim.suffix) == text.count(fim.middle) == 1:
-            head, _, rest = text.partition(fim.prefix)
-            prefix, gap, rest = rest.partition(fim.suffix)
-            suffix, end, tail = rest.partition(fim.middle)
-            if not gap or not end or tail.strip():
-                continue
-            if not head.strip():
-                return Infill(prefix, suffix)
-            if (found := _repository(fim, head)) is not None:
-                return replace(found, prefix=prefix, suffix=suffix)
+        if (parts := fim.taken_apart(text)) is None:
+            continue
+        head, prefix, suffix = parts
+        if not head.strip():
+            return Infill(prefix, suffix)
+        if (found := _repository(fim, head)) is not None:
+            return replace(found, prefix=prefix, suffix=suffix)
     return None
 
 
 def _repository(fim: Fim, head: str) -> Infill | None:
     """What stands before the prefix marker where a family has files there: the repository's name, files as
-    name and text, and the name of the file to fill; None where it is anything else."""
+    name and text, and the name of the file to fill, each of which may be missing; None where it is anything
+    else."""
     if fim.files not in ("before", "between"):
         return None
     name, *files = head.split(fim.file)
-    if not files or (name.strip() and not name.startswith(fim.repo)) or name.count(fim.repo) > 1:
+    if (name.strip() and not name.startswith(fim.repo)) or name.count(fim.repo) > 1:
         return None
-    *others, own = (each.partition("\n") for each in files)
-    if own[2].strip():
-        return None
+    others = [each.partition("\n") for each in files]
+    # A last one with text is one more of the others, and nothing names the file to fill.
+    own = others.pop()[0].strip() if others and not others[-1][2].strip() else ""
     # The nearest to the cursor is the most useful one.
     snippets = tuple(Snippet(title, text) for title, _, text in reversed(others))
-    return Infill("", "", own[0].strip() or None, snippets, name.removeprefix(fim.repo).strip() or None)
+    return Infill("", "", own or None, snippets, name.removeprefix(fim.repo).strip() or None)
 
 
 def is_marked(served: Served, text: str) -> bool:
@@ -183,14 +182,8 @@ def is_marked(served: Served, text: str) -> bool:
 _MARKERS = [family.fim for family in FAMILIES.values() if family.fim is not None]
 
 
-def editor_of(request: HttpRequest, dialect: str, infill: Infill) -> str:
-    """Names one place where somebody types, for Job.editor.
-
-    Somebody else's completion must never be taken for an older one of theirs: besides key, address, dialect
-    and file the lines at the top of what was sent are part of it. Where an editor's window moves with the
-    cursor the name changes, too, and the older request just isn't replaced.
-    """
-    above = infill.prefix.rpartition("\n")[0][:256]
+def editor_of(request: HttpRequest, dialect: str, infill: Infill) -> Editing:
+    """What is typed, for Job.editor. The text as it was sent, before anything of it is cut."""
     client = request.client.host if request.client else ""
-    parts = (request.scope.get("rrtf.owner") or "", client, dialect, infill.filename or "", above)
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()
+    who = (client, dialect, infill.user or "", infill.repository or "", infill.filename or "")
+    return Editing(who, infill.prefix, infill.suffix, named=bool(infill.filename))

@@ -21,7 +21,7 @@ from rrtf_serve.engine.stream import DeadlineExceeded, QueueFull, Replaced, Sche
 from rrtf_serve.engine.ticket import Ticket
 from rrtf_serve.engine.waiting import Bounds, Waiting
 
-Editor = tuple[str | None, str]
+Client = tuple[str | None, tuple[str, ...]]  # owner, and Editing.client
 Pushes = dict[asyncio.AbstractEventLoop, list[tuple[Job, Listener, list[Delta]]]]
 
 
@@ -40,7 +40,7 @@ class Accepted:
         self._jobs: dict[Job, None] = {}  # in the order they came
         self._scores: dict[Score, None] = {}
         self._shared: dict[tuple[object, ...], Job] = {}
-        self._editors: dict[Editor, list[tuple[Job, Listener]]] = {}
+        self._editors: dict[Client, list[tuple[Job, Listener]]] = {}
 
     @property
     def depth(self) -> int:
@@ -59,8 +59,12 @@ class Accepted:
             if self.closed:
                 raise SchedulerClosed
             prompts = tuple(request.prompt for request in requests)
-            self._replace(ticket, prompts)
+            older = self._older(ticket, prompts)
             shared = self._sharing(job)
+            if shared is None:
+                self._check_room(job, ticket, older)
+            for replaced, waiting in older:
+                self._dismiss(replaced, waiting, Replaced(), "replaced")
             joined = shared or job
             stream = Stream(len(requests), lambda row, how: self._cancel(joined, listener, row, how))
             listener = Listener(stream, ticket, prompts, set(range(len(requests))))
@@ -71,7 +75,8 @@ class Accepted:
                     self._shared[job.key] = job
             joined.listeners.append(listener)
             if ticket.interactive and ticket.editor is not None:
-                self._editors.setdefault((ticket.owner, ticket.editor), []).append((joined, listener))
+                client = ticket.owner, ticket.editor.client
+                self._editors.setdefault(client, []).append((joined, listener))
             if shared is not None:
                 self._catch_up(shared, listener)
             if ticket.deadline is not None:
@@ -201,26 +206,42 @@ class Accepted:
             self.observer.refused("too_many_tokens")
             raise
 
-    def _put(self, work: Job | Score, ticket: Ticket, tokens: int) -> None:
+    @contextmanager
+    def _full(self) -> Iterator[None]:
         try:
-            self.waiting_of(work).put(work, ticket.owner, tokens)
+            yield
         except QueueFull:
             self.observer.refused("queue_full")
             raise
+
+    def _check_room(self, job: Job, ticket: Ticket, older: list[tuple[Job, Listener]]) -> None:
+        """Raises QueueFull where the job has no place, those counted that the older ones will leave."""
+        listeners = {listener for _, listener in older}
+        leaving = {replaced for replaced, _ in older if listeners.issuperset(replaced.listeners)}
+        with self._full():
+            self.waiting_of(job).check(ticket.owner, job.tokens, leaving)
+
+    def _put(self, work: Job | Score, ticket: Ticket, tokens: int) -> None:
+        with self._full():
+            self.waiting_of(work).put(work, ticket.owner, tokens)
         self._note_depth()
         self.changed.notify_all()
 
     def _note_depth(self) -> None:
         self.observer.queued(self.depth)
 
-    def _replace(self, ticket: Ticket, prompts: tuple[tuple[int, ...], ...]) -> None:
-        """A newer job of the same editor with another prompt takes the place of older ones. One with the same
-        prompt doesn't: some editors ask for several completions by several requests at once."""
+    def _older(self, ticket: Ticket, prompts: tuple[tuple[int, ...], ...]) -> list[tuple[Job, Listener]]:
+        """Whose place a newer job of the same editing with another prompt takes. One with the same prompt
+        takes none: some editors ask for several completions by several requests at once."""
         if not ticket.interactive or ticket.editor is None:
-            return
-        for job, listener in list(self._editors.get((ticket.owner, ticket.editor), ())):
-            if listener.prompts != prompts:
-                self._dismiss(job, listener, Replaced(), "replaced")
+            return []
+        return [
+            (job, listener)
+            for job, listener in self._editors.get((ticket.owner, ticket.editor.client), ())
+            if listener.prompts != prompts
+            and listener.ticket.editor is not None
+            and ticket.editor.goes_on(listener.ticket.editor)
+        ]
 
     def _sharing(self, job: Job) -> Job | None:
         """The job that makes the same already. An interactive one shares with its like only."""
@@ -295,12 +316,12 @@ class Accepted:
             return
         job.listeners.remove(listener)
         if listener.ticket.interactive and listener.ticket.editor is not None:
-            editor = (listener.ticket.owner, listener.ticket.editor)
-            left = [pair for pair in self._editors.get(editor, ()) if pair[1] is not listener]
+            client = listener.ticket.owner, listener.ticket.editor.client
+            left = [pair for pair in self._editors.get(client, ()) if pair[1] is not listener]
             if left:
-                self._editors[editor] = left
+                self._editors[client] = left
             else:
-                self._editors.pop(editor, None)
+                self._editors.pop(client, None)
 
 
 _UNSAID = EngineError("the engine ended a row without saying so")

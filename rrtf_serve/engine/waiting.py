@@ -9,7 +9,7 @@ passed by a bounded amount of work only.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -104,22 +104,27 @@ class Waiting(Generic[Work]):
     def first(self) -> Work:
         return min(self._places.values(), key=lambda place: (place.start, place.number)).work
 
-    def put(self, work: Work, owner: str | None, tokens: int) -> None:
-        """Raises QueueFull."""
-        waiting = len(self._places)
+    def check(self, owner: str | None, tokens: int, leaving: Collection[Work] = ()) -> None:
+        """Raises QueueFull where `put` would once `leaving` don't wait any more; they may be none that do."""
+        staying = [place for place in self._places.values() if place.work not in leaving]
+        waiting, held = len(staying), sum(place.tokens for place in staying)
         now = time.monotonic()
         self._seen = {each: at for each, at in self._seen.items() if now - at < REMEMBERED}
         self._seen[owner] = now
         if waiting >= self._bounds.jobs:
             raise QueueFull(f"{waiting} requests are waiting", self._retry_after(waiting))
-        if self.tokens + tokens > self._bounds.tokens:
+        if held + tokens > self._bounds.tokens:
             raise QueueFull(
-                f"requests of {self.tokens} tokens are waiting, and at most {self._bounds.tokens} may",
+                f"requests of {held} tokens are waiting, and at most {self._bounds.tokens} may",
                 self._retry_after(waiting),
             )
-        mine = sum(place.owner == owner for place in self._places.values())
+        mine = sum(place.owner == owner for place in staying)
         if mine >= self._bounds.jobs_of_one and len(self._seen) > 1:
             raise QueueFull(f"{mine} of your requests are waiting", self._retry_after(mine))
+
+    def put(self, work: Work, owner: str | None, tokens: int) -> None:
+        """Raises QueueFull."""
+        self.check(owner, tokens)
         start = max(self._clock, self._finish.get(owner, 0.0))
         self._enter(_Place(work, owner, tokens, start, self._number))
         self._finish[owner] = start + tokens

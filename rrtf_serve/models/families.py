@@ -34,7 +34,8 @@ class Fim:
     layout PSM: prefix marker, prefix, suffix marker, suffix, middle marker. SPM: prefix marker, suffix
     marker, suffix, middle marker, prefix. `repo` and `file` separate the files of a repository, where the
     model knows them; `files` says where they stand, see infilling.py. `file_comment`: a model without such
-    markers learnt to read files one after another, each under its name behind this mark.
+    markers learnt to read files one after another, each under its name behind this mark. `written`: prefix,
+    suffix and middle markers as clients put them into a text, where that isn't as the vocabulary has them.
     """
 
     prefix: str
@@ -46,6 +47,21 @@ class Fim:
     file: str = ""
     files: Literal["", "before", "between", "within"] = ""
     file_comment: str = ""
+    written: tuple[str, str, str] | None = None
+
+    def taken_apart(self, text: str) -> tuple[str, str, str] | None:
+        """What a text holds that was put together of these markers in the order prefix, suffix, middle: what
+        stands before them, the prefix, and the suffix. None where it is no such text, or where a marker
+        stands in it more than once: code holds it, too."""
+        for markers in ((self.prefix, self.suffix, self.middle), self.written):
+            if markers is None or any(text.count(marker) != 1 for marker in markers):
+                continue
+            head, _, rest = text.partition(markers[0])
+            prefix, gap, rest = rest.partition(markers[1])
+            suffix, end, tail = rest.partition(markers[2])
+            if gap and end and not tail.strip():
+                return head, prefix, suffix
+        return None
 
 
 @dataclass(frozen=True)
@@ -137,6 +153,8 @@ FAMILIES: dict[str, Family] = {
             suffix=f"{_GAP}<SUF>",
             middle=f"{_GAP}<MID>",
             ends=(f"{_GAP}<EOT>", f"{_GAP}<PRE>", f"{_GAP}<SUF>", f"{_GAP}<MID>"),
+            # The vendor's own string; Zed, Continue and Ollama's template send it.
+            written=("<PRE> ", " <SUF>", " <MID>"),
         ),
     ),
     "deepseek-coder": Family(

@@ -121,6 +121,10 @@ class Prompts:
 
     def completion(self, prompt: str) -> list[int]:
         """A text to go on with. Marker strings in it become tokens: clients may render formats themselves."""
+        fim = self.family.fim
+        around = fim.taken_apart(prompt) if fim is not None and fim.written is not None else None
+        if self._infilling is not None and around is not None and not around[0].strip():
+            return self._infilling.whole(*around[1:])
         ids = self._tokenizer.encode(prompt, specials=True)
         return ids if ids[: len(self._bos)] == self._bos else self._bos + ids
 

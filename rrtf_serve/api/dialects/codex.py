@@ -1,8 +1,8 @@
 """POST /v1/engines/{engine}/completions: OpenAI's completions as Codex's first clients and FauxPilot's ask
 them.
 
-The body is that of /v1/completions; with a suffix the answer is an editor's. Engines are named after models
-that nobody has here (copilot-codex, codegen): a name that isn't served means the first model.
+The body is that of /v1/completions, and an editor's request is told in the same way. Engines are named after
+models that nobody has here (copilot-codex, codegen): a name that isn't served means the first model.
 
 There is no /copilot_internal/v2/token: today's Copilot clients can't be pointed elsewhere, and a token that
 everybody gets is worth nothing.
@@ -18,7 +18,6 @@ from rrtf_serve.api.completions import plan_completion
 from rrtf_serve.api.dialects.endpoint import Body, add_endpoint
 from rrtf_serve.api.errors import ApiError
 from rrtf_serve.api.fields import COMPLETION_FIELDS
-from rrtf_serve.api.infill import editor_of
 from rrtf_serve.api.models import Models
 from rrtf_serve.api.settings import ApiSettings, Served
 
@@ -44,5 +43,4 @@ def add(app: FastAPI, models: Models, settings: ApiSettings) -> None:
 
 
 async def _plan(request: Request, served: Served, settings: ApiSettings, body: Body) -> Plan:
-    editor = (lambda infill: editor_of(request, "codex", infill)) if body.get("suffix") else None
-    return await plan_completion(served, settings, body, editor=editor)
+    return await plan_completion(request, served, settings, body, dialect="codex")

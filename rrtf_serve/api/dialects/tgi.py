@@ -28,7 +28,7 @@ from rrtf_serve.api.encoding import encode
 from rrtf_serve.api.errors import SHAPES, invalid_value
 from rrtf_serve.api.fields import MAX_STOPS, Values, parse
 from rrtf_serve.api.generation import Job, room
-from rrtf_serve.api.infill import editor_of, infill_job, marked
+from rrtf_serve.api.infill import editor_of, infill_job, is_marked, marked
 from rrtf_serve.api.models import Models
 from rrtf_serve.api.options import check_length, check_rows
 from rrtf_serve.api.settings import ApiSettings, Served
@@ -107,7 +107,8 @@ async def plan_generate(
         ids = await encode(_encode, served, text, values)
         limit = room(engine.max_context, len(ids), values["max_new_tokens"], DEFAULT_MAX_TOKENS, ("inputs",))
         ends = served.prompts.completion_end_ids
-        job = Job((ids,), copies, (limit,), drawn, ends, values["stop"])
+        typed = is_marked(served, text)
+        job = Job((ids,), copies, (limit,), drawn, ends, values["stop"], interactive=typed)
     return Plan(
         job=job,
         shape=TgiShape(
