@@ -51,6 +51,7 @@ class Sizes:
     slow_readers: int = 8
     half_open: int = 200
     idle_s: float = 10.0  # for which nobody of the half-open ones says anything
+    silent_s: float = 60.0  # after which an answer, or the connection's end, is taken not to come
 
 
 @dataclass(frozen=True)
@@ -289,14 +290,15 @@ def large_bodies(site: Site) -> Fault:
     ):
         started = time.monotonic()
         with connected(target) as sock:
+            sock.settimeout(site.sizes.silent_s)
             try:
                 sock.sendall(request)
             except OSError as error:  # it need not read what it refuses
                 fault.facts[f"{name}: while sending"] = type(error).__name__
             try:
                 status, answer = read_answer(sock)
-            except OSError as error:  # the answer may be lost where it closes with data unread
-                fault.facts[f"{name}: while reading"] = type(error).__name__
+            except OSError as error:  # a refusal that its sender can't read is none
+                fault.problems.append(f"{name}: no answer could be read ({type(error).__name__})")
                 continue
         fault.facts[f"{name}: status"] = status
         fault.facts[f"{name}: seconds"] = time.monotonic() - started
@@ -329,11 +331,15 @@ def garbage(site: Site) -> Fault:
     fault, target = Fault("bytes that are no HTTP"), site.target
     for name, data in GARBAGE.items():
         with connected(target) as sock:
+            sock.settimeout(site.sizes.silent_s)
             try:
                 sock.sendall(data)
                 sock.shutdown(socket.SHUT_WR)
                 status, answer = read_answer(sock)
-            except OSError:
+            except TimeoutError:
+                fault.problems.append(f"{name}: neither answered nor closed in {site.sizes.silent_s:g} s")
+                continue
+            except OSError:  # closed while it was sent, or read
                 status, answer = 0, b""
         fault.facts[name] = status
         fault.expect(status == 0 or 400 <= status < 500, f"{name}: {status} {answer[:200]!r}")

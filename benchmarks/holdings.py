@@ -59,8 +59,7 @@ def grown(before: Holdings, after: Holdings, bounds: Bounds) -> list[str]:
     found = []
     if after.resident_mb > most_mb:
         found.append(
-            f"{after.resident_mb:.0f} MB are resident, {before.resident_mb:.0f} before; "
-            f"{most_mb:.0f} may be"
+            f"{after.resident_mb:.0f} MB are resident, {before.resident_mb:.0f} before; {most_mb:.0f} may be"
         )
     if after.files > before.files + SPARE_FILES:
         found.append(f"{after.files} open files, {before.files} before")

@@ -1,8 +1,8 @@
 """`rrtf-bench load`: many clients at once, and whether anybody got a wrong answer.
 
-Every question of the load whose answer is the same each time is asked once alone, by one client. Then all requests come
-at once, from `clients` of them, over kept connections. A refused request (429) is sent again after its
-Retry-After and counted. A server that was started here must hold no more at rest afterwards than before.
+Every question of the load whose answer is the same each time is asked once alone, by one client. Then all
+requests come at once, from `clients` of them, over kept connections. A refused request (429) is sent again
+after its Retry-After and counted. A server that was started here must hold no more at rest than before.
 Report: `load.json` and `load.md` in the output folder.
 """
 
@@ -152,7 +152,7 @@ def _report(
 
 
 def rising(samples: Sequence[float]) -> list[str]:
-    """What is wrong with a memory that was looked at every second (MB), in words: it must not go on growing."""
+    """Resident MB, looked at every second, must not go on growing: what is wrong with them, in words."""
     half = len(samples) // 2
     if half < LEAST_SAMPLES:
         return []

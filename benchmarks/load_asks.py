@@ -1,8 +1,8 @@
 """What a load asks of a server: requests of many kinds, made of the tutorial's problems, never of test sets.
 
 `code` is what editors and people ask a code server: completions short and long, fill in the middle, chat,
-streamed and whole, one and several choices and prompts, greedy and drawn, and some that go away half-way. `plain` is
-the part of it that every OpenAI-compatible server answers, for comparing servers.
+streamed and whole, one and several choices and prompts, greedy and drawn, and some that go away half-way.
+`plain` is the part of it that every OpenAI-compatible server answers, for comparing servers.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Ask:
 
     @property
     def question(self) -> str:
-        """Equal for asks whose answers must be equal, if repeatable: however they are sent, whoever leaves."""
+        """Equal for asks whose answers, if repeatable, must be equal: however sent, whoever leaves."""
         asked = {name: value for name, value in self.body.items() if name not in ("stream", "stream_options")}
         return json.dumps([self.path, self.interactive, asked], sort_keys=True)
 

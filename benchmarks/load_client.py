@@ -57,8 +57,8 @@ def client(address: str, key: str | None, connections: int) -> httpx2.AsyncClien
 
 
 async def send(http: httpx2.AsyncClient, ask: Ask, name: str, *, strict: bool = True) -> Reply:
-    """name: the request's own id. strict: what ours does is asked of it: the request's id comes back, the answer
-    has an id of its own, a stream ends with [DONE] and tells its usage where that was asked for."""
+    """name: the request's own id. strict: what ours does is asked of it: the request's id comes back, the
+    answer has an id of its own, a stream ends with [DONE] and tells its usage where that was asked for."""
     reply = Reply(ask)
     while True:
         reply.started = time.perf_counter()

@@ -53,7 +53,7 @@ examples:
 
 def add_load(command: Any) -> None:
     """`command(name, text, run, sandbox=False)` makes a parser; see benchmarks.cli."""
-    one = _made(command, "load", "many clients at once; exit status 1 on a wrong answer, or where memory grows", _load)
+    one = _made(command, "load", "many clients at once; exit status 1 on a wrong answer or growth", _load)
     _add_server(one)
     one.add_argument("--clients", type=int, default=32, help="at once (default: 32)")
     one.add_argument("--requests", type=int, default=2000, help="of all of them together (default: 2000)")
@@ -128,8 +128,8 @@ def _add_soak(command: Any) -> None:
     _add_own(one)
     texts = {
         "requests": "of all clients together", "warm": "requests before the first look at the memory",
-        "clients": "at once", "max_tokens": "of an answer", "most_growth": "of memory from the first look to any other",
-        "seed": "of what is asked",
+        "clients": "at once", "max_tokens": "of an answer",
+        "most_growth": "of memory from the first look to any other", "seed": "of what is asked",
     }  # fmt: skip
     _add_numbers(one, SoakConfig, texts)
 

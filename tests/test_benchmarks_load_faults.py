@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from benchmarks.faults_clients import (
     bad_bodies,
     garbage,
     half_open,
+    large_bodies,
     resets,
 )
 from benchmarks.faults_sockets import closed_by_server, connect, connected, head, read_answer, reset
@@ -37,6 +39,7 @@ from rrtf_serve.api.metrics import Metrics
 from rrtf_serve.engine.protocol import Request
 
 LONG = replace(CAPABILITIES, max_context=8192)
+LARGE = ("announced", "chunked", "4 MB")
 SMALL = {"resets": 12, "slow_readers": 4, "half_open": 8, "idle_seconds": 0.0, "patience": 20.0}
 
 
@@ -100,8 +103,16 @@ ROUTES = b"""{"paths": {"/v1/completions": {"post": {"requestBody": {}}}, "/mode
 "/health": {"get": {}}}}"""
 
 
+@contextmanager
+def silent() -> Iterator[Target]:
+    """A server that takes connections and says nothing, ever."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        host, port = listener.getsockname()[:2]
+        yield Target(f"http://{host}:{port}", "m", False)
+
+
 def site(target: Target) -> Site:
-    sizes = Sizes(resets=4, slow_readers=4, half_open=4, idle_s=0)
+    sizes = Sizes(resets=4, slow_readers=4, half_open=4, idle_s=0, silent_s=0.3)
     return Site(target, Baseline("text", None), sizes)
 
 
@@ -117,6 +128,21 @@ def test_a_server_that_answers_nonsense_with_500_is_found_out() -> None:
         told = {problem.partition(":")[0] for problem in garbage(site(target)).problems}
         # The head of some ends nowhere, or is too long for this server.
         assert told == set(GARBAGE) - {"noise", "TLS", "long header", "many headers"}
+
+
+def test_a_server_that_says_nothing_is_found_out() -> None:
+    with silent() as target:
+        told = garbage(site(target)).problems
+        assert told == [f"{name}: neither answered nor closed in 0.3 s" for name in GARBAGE]
+        told = large_bodies(site(target)).problems
+    assert told == [f"{name}: no answer could be read (TimeoutError)" for name in LARGE]
+
+
+def test_a_large_body_that_is_dropped_unanswered_is_found_out() -> None:
+    with saying(lambda _: b"") as target:
+        told = large_bodies(site(target)).problems
+    assert len(told) == 3
+    assert told[0].startswith("announced: ")
 
 
 def test_a_refusal_without_json_is_found_out() -> None:
