@@ -66,11 +66,7 @@ def soak(config: SoakConfig) -> dict[str, Any]:
         seconds = time.perf_counter() - started
     wrong = check(replies, alone)
     first = looks[0].holds
-    more = [
-        f"after {look.requests} requests: {problem}"
-        for look in looks[1:]
-        for problem in grown(first, look.holds, Bounds(config.most_growth))
-    ]
+    more = grown_since_first(looks, config.most_growth)
     report = {
         "model": target.model,
         "flags": list(target.flags),
@@ -111,6 +107,15 @@ class Look:
 
     def record(self) -> dict[str, float]:
         return {"requests": self.requests, **self.holds.record()}
+
+
+def grown_since_first(looks: Sequence[Look], most_growth: float) -> list[str]:
+    """What any later look shows too much of, in words."""
+    return [
+        f"after {look.requests} requests: {problem}"
+        for look in looks[1:]
+        for problem in grown(looks[0].holds, look.holds, Bounds(most_growth))
+    ]
 
 
 async def _run(target: Target, todo: Sequence[Ask], config: SoakConfig) -> tuple[list[Reply], list[Look]]:
