@@ -35,7 +35,8 @@ class Ask:
     path: str
     body: dict[str, Any]
     leave_after: int | None = None
-    interactive: bool = False  # sent as an editor's: the server keeps it short and lets it pass long ones
+    # Sent as an editor's: the server keeps it short and lets it pass long ones. None: it tells by itself.
+    interactive: bool | None = None
 
     @property
     def repeatable(self) -> bool:
@@ -112,14 +113,14 @@ def _chat(all_stubs: list[Stub], at: int) -> tuple[str, dict[str, Any]]:
 @dataclass(frozen=True)
 class Kind:
     """How often it is asked, what, with which options; plain: how often in the mix `plain`; leave: asked in a
-    stream that the client leaves; interactive: as an editor asks."""
+    stream that the client leaves; interactive: as in Ask."""
 
     share: int
     make: Maker
     options: dict[str, Any]
     plain: int = 0
     leave: bool = False
-    interactive: bool = False
+    interactive: bool | None = None
 
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
@@ -135,7 +136,8 @@ KINDS = {
     "editor, streamed": Kind(3, _short, {**GREEDY, **STREAM}, interactive=True),
     "infill": Kind(4, _infill, GREEDY),
     "infill, streamed": Kind(4, _infill, {**GREEDY, **STREAM}),
-    "infill, left": Kind(2, _infill, {**GREEDY, **STREAM, "max_tokens": 128}, leave=True),
+    # An editor's would often end before its client leaves.
+    "infill, left": Kind(2, _infill, {**GREEDY, **STREAM, "max_tokens": 128}, leave=True, interactive=False),
     "chat": Kind(2, _chat, GREEDY, plain=2),
     "chat, streamed": Kind(4, _chat, {**GREEDY, **STREAM}, plain=4),
     "chat, likeliest, streamed": Kind(2, _chat, {**TIED, **STREAM}),

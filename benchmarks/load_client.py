@@ -80,7 +80,7 @@ async def send(http: httpx2.AsyncClient, ask: Ask, name: str, *, strict: bool = 
 
 async def _try(http: httpx2.AsyncClient, ask: Ask, name: str, reply: Reply, *, strict: bool) -> float | None:
     """None: done. Else seconds to wait before the next try."""
-    headers = {INTERACTIVE: "true"} if ask.interactive else {}
+    headers = {} if ask.interactive is None else {INTERACTIVE: str(ask.interactive).lower()}
     if strict:  # not to others: llama-cpp-python's server takes UUIDs alone
         headers["x-request-id"] = name
     async with http.stream("POST", ask.path, json=ask.body, headers=headers) as response:
