@@ -21,11 +21,26 @@ from benchmarks.faults_sockets import (
     read_answer,
     reset,
 )
-from benchmarks.faults_state import Baseline, Fault, probe
+from benchmarks.faults_state import (
+    Baseline,
+    Fault,
+    FaultFound,
+    busy,
+    holds_within,
+    metric,
+    metrics_text,
+    probe,
+)
 from benchmarks.load_asks import CHAT, COMPLETIONS, Stub, stubs
 from benchmarks.load_target import Target
 
 RESETTING_AT_ONCE = 8
+LONG_TOKENS = 400  # of a stream that is reset: far more than anybody reads of it
+ENDLESS = 2  # of three streams this one takes no end token
+SPARE_TOKENS = 32  # a stream, on average: made until the server sees the reset
+PROMPTLY_S = 2.0  # within which rows stop on any machine
+LLAMA = "/completion"
+TOKENS_MADE = "vllm:generation_tokens_total"
 LOGPROBS = 20  # make an event of a stream some kilobytes long
 LARGE_BYTES = 10 * 1024 * 1024
 
@@ -36,6 +51,7 @@ class Sizes:
     slow_readers: int = 8
     half_open: int = 200
     idle_s: float = 10.0  # for which nobody of the half-open ones says anything
+    silent_s: float = 60.0  # after which an answer, or the connection's end, is taken not to come
 
 
 @dataclass(frozen=True)
@@ -51,37 +67,81 @@ def resets(site: Site) -> Fault:
     """Clients vanish in mid-stream (RST): their rows must stop, not decode on for nobody."""
     fault, target = Fault("resets in mid-stream"), site.target
     all_stubs = stubs()
+    whole_s = _whole_stream_s(target, all_stubs[0])
+    before = metric(metrics_text(target), TOKENS_MADE)
 
-    def one(number: int) -> str | None:
+    def one(number: int) -> Reset:
         path, body = _streamed(target, all_stubs[number % len(all_stubs)], number)
+        wanted = 1 + number % 5  # events; some go with the first one, some later
         sock = connect(target)
         try:
             sock.sendall(post_json(target, path, body))
             data = b""
-            wanted = 1 + number % 5  # events; some go with the first one, some later
             while data.count(b"data: ") < wanted and b"data: [DONE]" not in data:
                 chunk = sock.recv(4096)
-                if not chunk:
-                    return f"the stream broke off: {data[-200:]!r}"
                 data += chunk
                 if b" 429 " in data.split(b"\r\n", 1)[0]:
-                    return None  # busy with those before: that is an answer, too
-            return None
+                    return Reset(refused=True)  # busy with those before
+                if not chunk:
+                    return Reset(problem=f"the stream broke off: {data[-200:]!r}")
+            return Reset(data.count(b"data: "))
         finally:
             reset(sock)
 
     with ThreadPoolExecutor(RESETTING_AT_ONCE) as pool:
-        problems = [problem for problem in pool.map(one, range(site.sizes.resets)) if problem]
-    fault.problems += problems[:5]
-    fault.facts["resets"] = site.sizes.resets
+        done = list(pool.map(one, range(site.sizes.resets)))
+    started = time.monotonic()
+    stopped = holds_within(lambda: not busy(target), whole_s + PROMPTLY_S)
+    rest_s = time.monotonic() - started
+    fault.problems += [each.problem for each in done if each.problem][:5]
+    made = metric(metrics_text(target), TOKENS_MADE) - before
+    read, refused = sum(each.events for each in done), sum(each.refused for each in done)
+    most = read + SPARE_TOKENS * len(done)
+    fault.facts |= {"resets": len(done), "refused": refused, "events_read": read, "tokens_made": made,
+                    "rest_s": rest_s, "whole_stream_s": whole_s}  # fmt: skip
+    fault.expect(2 * refused < len(done), f"{refused} of {len(done)} streams got 429: too few were reset")
+    fault.expect(
+        made <= most,
+        f"{made:g} tokens were made for clients that read {read} events: rows went on without them",
+    )
+    fault.expect(
+        stopped and rest_s <= max(PROMPTLY_S, whole_s / 2),
+        f"rows were decoded for {rest_s:.1f} s more; a stream that stays takes {whole_s:.1f} s",
+    )
     return fault
 
 
+@dataclass(frozen=True)
+class Reset:
+    """One stream that was reset, after so many events; refused: it got 429 and never began."""
+
+    events: int = 0
+    refused: bool = False
+    problem: str = ""
+
+
+def _whole_stream_s(target: Target, stub: Stub) -> float:
+    """Seconds of a stream that nobody resets, and that no end token shortens."""
+    path, body = _streamed(target, stub, ENDLESS)
+    started = time.monotonic()
+    with connected(target) as sock:
+        sock.sendall(post_json(target, path, body))
+        status, answer = read_answer(sock)
+    if status != 200:
+        raise FaultFound(f"a stream that stays got {status}: {answer[:300]!r}")
+    return time.monotonic() - started
+
+
 def _streamed(target: Target, stub: Stub, number: int) -> tuple[str, dict[str, object]]:
-    options = {"model": target.model, "stream": True, "max_tokens": 400, "temperature": number % 2}
-    if number % 3:
-        return COMPLETIONS, {"prompt": stub.head, **options}
-    return CHAT, {"messages": [{"role": "user", "content": stub.head}], **options}
+    """Every third one goes on to its last token whatever the model says: else a model that ends early would
+    hide rows that nobody stops."""
+    options = {"model": target.model, "stream": True, "temperature": number % 2}
+    if number % 3 == ENDLESS:
+        return LLAMA, {"prompt": stub.head, "n_predict": LONG_TOKENS, "ignore_eos": True, **options}
+    options |= {"max_tokens": LONG_TOKENS}
+    if number % 3 == 0:
+        return CHAT, {"messages": [{"role": "user", "content": stub.head}], **options}
+    return COMPLETIONS, {"prompt": stub.head, **options}
 
 
 def slow_readers(site: Site) -> Fault:
@@ -230,14 +290,15 @@ def large_bodies(site: Site) -> Fault:
     ):
         started = time.monotonic()
         with connected(target) as sock:
+            sock.settimeout(site.sizes.silent_s)
             try:
                 sock.sendall(request)
             except OSError as error:  # it need not read what it refuses
                 fault.facts[f"{name}: while sending"] = type(error).__name__
             try:
                 status, answer = read_answer(sock)
-            except OSError as error:  # the answer may be lost where it closes with data unread
-                fault.facts[f"{name}: while reading"] = type(error).__name__
+            except OSError as error:  # a refusal that its sender can't read is none
+                fault.problems.append(f"{name}: no answer could be read ({type(error).__name__})")
                 continue
         fault.facts[f"{name}: status"] = status
         fault.facts[f"{name}: seconds"] = time.monotonic() - started
@@ -270,11 +331,15 @@ def garbage(site: Site) -> Fault:
     fault, target = Fault("bytes that are no HTTP"), site.target
     for name, data in GARBAGE.items():
         with connected(target) as sock:
+            sock.settimeout(site.sizes.silent_s)
             try:
                 sock.sendall(data)
                 sock.shutdown(socket.SHUT_WR)
                 status, answer = read_answer(sock)
-            except OSError:
+            except TimeoutError:
+                fault.problems.append(f"{name}: neither answered nor closed in {site.sizes.silent_s:g} s")
+                continue
+            except OSError:  # closed while it was sent, or read
                 status, answer = 0, b""
         fault.facts[name] = status
         fault.expect(status == 0 or 400 <= status < 500, f"{name}: {status} {answer[:200]!r}")

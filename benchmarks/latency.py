@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from tqdm import trange
 
+from benchmarks.holdings import SETTLE_S
 from benchmarks.machine import machine_record
 from benchmarks.server import PAUSE_S, StreamTiming, post_json, resident_mb, running_server, time_stream_apart
 from benchmarks.spread import summary
@@ -26,8 +27,6 @@ from rrtf_serve.models.tokens import Tokenizer
 from rrtf_serve.preparation import prepare
 from rrtf_serve.prepared import known_of, served
 from rrtf_serve.process import address_of, reserve
-
-SETTLE_S = 2.0  # freed memory goes back to the system just after the answer has
 
 CODE = '''def quicksort(items):
     """Sort a list of numbers and return a new list."""

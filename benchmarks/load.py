@@ -1,8 +1,9 @@
 """`rrtf-bench load`: many clients at once, and whether anybody got a wrong answer.
 
-Every question of the load whose answer is greedy is asked once alone, by one client. Then all requests come
-at once, from `clients` of them, over kept connections. A refused request (429) is sent again after its
-Retry-After and counted. Report: `load.json` and `load.md` in the output folder.
+Every question of the load whose answer is the same each time is asked once alone, by one client. Then all
+requests come at once, from `clients` of them, over kept connections. A refused request (429) is sent again
+after its Retry-After and counted. A server that was started here must hold no more at rest than before.
+Report: `load.json` and `load.md` in the output folder.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.holdings import Bounds, Holdings, grown, held_at_rest
 from benchmarks.load_asks import Ask, asks
 from benchmarks.load_check import Alone, alone_of, check
 from benchmarks.load_client import Reply, client, send
@@ -29,6 +31,11 @@ from benchmarks.machine import machine_record
 from rrtf_serve.config import DEFAULT_MODEL
 
 SHOWN_WRONG = 50
+# Of memory at rest, from the questions asked alone to the end: beside one client many need more, once.
+REST = Bounds(growth=0.1, spare_mb=50)
+# Of the largest memory under load, from the first half of the time to the second.
+PEAK = Bounds(growth=0.25, spare_mb=50)
+LEAST_SAMPLES = 60  # seconds of either half: the peaks of shorter ones are chance
 
 
 @dataclass(frozen=True)
@@ -63,21 +70,28 @@ def target_of(config: LoadConfig) -> Iterator[Target]:
 
 
 def load(config: LoadConfig) -> dict[str, Any]:
-    """The report; its "ok" is false where an answer was wrong. Raises RuntimeError, OSError."""
+    """The report; its "ok" is false where an answer was wrong, or the server came to hold more. Raises
+    RuntimeError, OSError."""
     with target_of(config) as target:
         todo = asks(
             config.requests, mix=config.mix, seed=config.seed, infill=target.infill, model=target.model
         )
         alone, alone_s = asyncio.run(answer_alone(target, todo))
+        before = held_at_rest(target.pid) if target.pid else None
         with watched(target.pid) as memory:
             replies, wall_s = asyncio.run(answer_all(target, todo, config.clients))
             report = _report(config, target, replies, wall_s, memory)
+        after = held_at_rest(target.pid) if target.pid else None
     wrong = check(replies, alone)
+    more = [] if before is None or after is None else grown(before, after, REST)
+    more += rising(memory.samples) if memory else []
     report |= {
         "alone": {"questions": len(alone), "seconds": alone_s},
         "wrong": len(wrong),
         "wrong_answers": [each.line() for each in wrong[:SHOWN_WRONG]],
-        "ok": not wrong,
+        "rest": {"before": before and before.record(), "after": after and after.record()},
+        "grown": more,
+        "ok": not (wrong or more),
     }
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "load.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
@@ -86,8 +100,8 @@ def load(config: LoadConfig) -> dict[str, Any]:
 
 
 async def answer_alone(target: Target, todo: Sequence[Ask]) -> tuple[dict[str, Alone], float]:
-    """Each greedy question once, one after another; raises RuntimeError where even that goes wrong."""
-    questions = {ask.question: ask.alone() for ask in todo if ask.greedy}
+    """Each repeatable question once, one after another; raises RuntimeError where even that goes wrong."""
+    questions = {ask.question: ask.alone() for ask in todo if ask.repeatable}
     replies, seconds = await answer_all(target, list(questions.values()), 1, "alone")
     for reply in replies:
         if reply.faults:
@@ -135,6 +149,17 @@ def _report(
         "memory_mb": memory_record(memory),
         "machine": machine_record(),
     }
+
+
+def rising(samples: Sequence[float]) -> list[str]:
+    """Resident MB, looked at every second, must not go on growing: what is wrong with them, in words."""
+    half = len(samples) // 2
+    if half < LEAST_SAMPLES:
+        return []
+    first, second = max(samples[:half]), max(samples[half:])
+    if second <= PEAK.most_mb(Holdings(first, 0, 0)):
+        return []
+    return [f"{second:.0f} MB were resident at most in the second half of the load, {first:.0f} in the first"]
 
 
 def memory_record(memory: Memory | None) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """What a load asks of a server: requests of many kinds, made of the tutorial's problems, never of test sets.
 
 `code` is what editors and people ask a code server: completions short and long, fill in the middle, chat,
-streamed and whole, one and several choices, greedy and sampled, and some that go away half-way. `plain` is
-the part of it that every OpenAI-compatible server answers, for comparing servers.
+streamed and whole, one and several choices and prompts, greedy and drawn, and some that go away half-way.
+`plain` is the part of it that every OpenAI-compatible server answers, for comparing servers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ CHAT = "/v1/chat/completions"
 LONG_STUBS = 6  # solved functions before the one to write, in a long prompt
 MIXES = ("code", "plain")
 SAMPLED = {"temperature": 0.8, "top_p": 0.95}
+# Drawn, from the likeliest token alone: an answer that is the same each time, on any engine.
+TIED = {**SAMPLED, "top_k": 1}
 GREEDY = {"temperature": 0}
 
 
@@ -37,8 +39,15 @@ class Ask:
     interactive: bool | None = None
 
     @property
-    def greedy(self) -> bool:
-        return float(self.body["temperature"]) == 0
+    def repeatable(self) -> bool:
+        """Whether the same question gets the same answer each time."""
+        return float(self.body["temperature"]) == 0 or self.body.get("top_k") == 1
+
+    @property
+    def choices(self) -> int:
+        prompt = self.body.get("prompt")
+        prompts = len(prompt) if isinstance(prompt, list) and isinstance(prompt[0], str) else 1  # token ids: one
+        return int(self.body.get("n", 1)) * prompts
 
     @property
     def streamed(self) -> bool:
@@ -46,7 +55,7 @@ class Ask:
 
     @property
     def question(self) -> str:
-        """Equal for asks whose greedy answers must be equal: however they are sent, whoever leaves."""
+        """Equal for asks whose answers, if repeatable, must be equal: however sent, whoever leaves."""
         asked = {name: value for name, value in self.body.items() if name not in ("stream", "stream_options")}
         return json.dumps([self.path, self.interactive, asked], sort_keys=True)
 
@@ -77,6 +86,11 @@ def _short(all_stubs: list[Stub], at: int) -> tuple[str, dict[str, Any]]:
     return COMPLETIONS, {"prompt": all_stubs[at].head, "max_tokens": 24}
 
 
+def _two(all_stubs: list[Stub], at: int) -> tuple[str, dict[str, Any]]:
+    heads = [all_stubs[(at + step) % len(all_stubs)].head for step in range(2)]
+    return COMPLETIONS, {"prompt": heads, "max_tokens": 24}
+
+
 def _long(all_stubs: list[Stub], at: int) -> tuple[str, dict[str, Any]]:
     before = [all_stubs[(at + step) % len(all_stubs)] for step in range(1, LONG_STUBS + 1)]
     solved = "\n\n".join(stub.head + stub.body for stub in before)
@@ -98,13 +112,13 @@ def _chat(all_stubs: list[Stub], at: int) -> tuple[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Kind:
-    """How often it is asked, what, with which options; leave: asked in a stream that the client leaves;
-    interactive: as in Ask."""
+    """How often it is asked, what, with which options; plain: how often in the mix `plain`; leave: asked in a
+    stream that the client leaves; interactive: as in Ask."""
 
     share: int
     make: Maker
     options: dict[str, Any]
-    plain: bool = True
+    plain: int = 0
     leave: bool = False
     interactive: bool | None = None
 
@@ -112,24 +126,23 @@ class Kind:
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 KINDS = {
-    "completion": Kind(6, _short, GREEDY),
-    "completion, streamed": Kind(6, _short, {**GREEDY, **STREAM}),
-    "completion, long, streamed": Kind(3, _long, {**GREEDY, **STREAM}),
-    "completion, sampled, echo": Kind(2, _short, {**SAMPLED, "echo": True}, plain=False),
-    "completion, 3 choices": Kind(2, _short, {**SAMPLED, "n": 3}, plain=False),
-    "completion, 2 choices, greedy, streamed": Kind(1, _short, {**GREEDY, **STREAM, "n": 2}, plain=False),
-    "editor": Kind(2, _short, GREEDY, plain=False, interactive=True),
-    "editor, streamed": Kind(3, _short, {**GREEDY, **STREAM}, plain=False, interactive=True),
-    "infill": Kind(4, _infill, GREEDY, plain=False),
-    "infill, streamed": Kind(4, _infill, {**GREEDY, **STREAM}, plain=False),
+    "completion": Kind(6, _short, GREEDY, plain=6),
+    "completion, streamed": Kind(6, _short, {**GREEDY, **STREAM}, plain=6),
+    "completion, long, streamed": Kind(3, _long, {**GREEDY, **STREAM}, plain=3),
+    "completion, likeliest, echo": Kind(2, _short, {**TIED, "echo": True}),
+    "completion, likeliest, 3 choices": Kind(2, _short, {**TIED, "n": 3}),
+    "completion, 2 prompts, 2 choices, streamed": Kind(1, _two, {**GREEDY, **STREAM, "n": 2}),
+    "editor": Kind(2, _short, GREEDY, interactive=True),
+    "editor, streamed": Kind(3, _short, {**GREEDY, **STREAM}, interactive=True),
+    "infill": Kind(4, _infill, GREEDY),
+    "infill, streamed": Kind(4, _infill, {**GREEDY, **STREAM}),
     # An editor's would often end before its client leaves.
-    "infill, left": Kind(
-        2, _infill, {**GREEDY, **STREAM, "max_tokens": 128}, plain=False, leave=True, interactive=False
-    ),
-    "chat": Kind(2, _chat, GREEDY),
-    "chat, streamed": Kind(4, _chat, {**GREEDY, **STREAM}),
-    "chat, sampled, streamed": Kind(3, _chat, {**SAMPLED, **STREAM}),
-    "chat, left": Kind(2, _chat, {**GREEDY, **STREAM, "max_tokens": 256}, plain=False, leave=True),
+    "infill, left": Kind(2, _infill, {**GREEDY, **STREAM, "max_tokens": 128}, leave=True, interactive=False),
+    "chat": Kind(2, _chat, GREEDY, plain=2),
+    "chat, streamed": Kind(4, _chat, {**GREEDY, **STREAM}, plain=4),
+    "chat, likeliest, streamed": Kind(2, _chat, {**TIED, **STREAM}),
+    "chat, sampled, streamed": Kind(1, _chat, {**SAMPLED, **STREAM}, plain=3),
+    "chat, left": Kind(2, _chat, {**GREEDY, **STREAM, "max_tokens": 256}, leave=True),
 }
 
 
@@ -143,13 +156,14 @@ def asks(count: int, *, mix: str, seed: int, infill: bool, model: str) -> list[A
         raise ValueError(f"--mix {mix}: choose one of {', '.join(MIXES)}")
     drawn = random.Random(seed)
     all_stubs = stubs()
-    kinds = {
-        name: kind
+    shares = {
+        name: kind.share if mix == "code" else kind.plain
         for name, kind in KINDS.items()
-        if (kind.plain or mix == "code") and (infill or not name.startswith("infill"))
+        if infill or not name.startswith("infill")
     }
-    names = drawn.choices(list(kinds), [kind.share for kind in kinds.values()], k=count)
-    return [_ask(name, kinds[name], all_stubs, drawn, model) for name in names]
+    asked = {name: share for name, share in shares.items() if share}
+    names = drawn.choices(list(asked), list(asked.values()), k=count)
+    return [_ask(name, KINDS[name], all_stubs, drawn, model) for name in names]
 
 
 def _ask(name: str, kind: Kind, all_stubs: list[Stub], drawn: random.Random, model: str) -> Ask:

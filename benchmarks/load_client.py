@@ -57,8 +57,8 @@ def client(address: str, key: str | None, connections: int) -> httpx2.AsyncClien
 
 
 async def send(http: httpx2.AsyncClient, ask: Ask, name: str, *, strict: bool = True) -> Reply:
-    """name: the request's own id. strict: what ours does is asked of it: the request's id
-    comes back, a stream ends with [DONE]."""
+    """name: the request's own id. strict: what ours does is asked of it: the request's id comes back, the
+    answer has an id of its own, a stream ends with [DONE] and tells its usage where that was asked for."""
     reply = Reply(ask)
     while True:
         reply.started = time.perf_counter()
@@ -95,6 +95,8 @@ async def _try(http: httpx2.AsyncClient, ask: Ask, name: str, reply: Reply, *, s
             await _read_stream(response, reply, strict=strict)
         else:
             _read_whole(json.loads(await response.aread()), reply)
+        if strict and response.status_code == 200 and not reply.id:
+            reply.faults.append("the answer has no id")
     return None
 
 
@@ -143,6 +145,8 @@ async def _read_stream(response: httpx2.Response, reply: Reply, *, strict: bool)
     if not reply.left:
         if strict and not done:  # `transformers serve` sends none
             reply.faults.append("the stream ended without [DONE]")
+        if strict and usage is None and reply.ask.body.get("stream_options", {}).get("include_usage"):
+            reply.faults.append("the stream told no usage, which was asked for")
         _check_ends(reply)
 
 
@@ -164,7 +168,7 @@ def _read_event(record: Mapping[str, Any], reply: Reply) -> None:
 
 
 def _check_ends(reply: Reply) -> None:
-    expected = set(range(reply.ask.body.get("n", 1)))
+    expected = set(range(reply.ask.choices))
     if set(reply.texts) != expected:
         reply.faults.append(f"choices {sorted(reply.texts)} came, not {sorted(expected)}")
     if unfinished := [index for index in reply.texts if reply.finishes.get(index) not in ("stop", "length")]:

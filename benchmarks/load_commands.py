@@ -53,7 +53,7 @@ examples:
 
 def add_load(command: Any) -> None:
     """`command(name, text, run, sandbox=False)` makes a parser; see benchmarks.cli."""
-    one = _made(command, "load", "many clients at once; exit status 1 on a wrong answer", _load)
+    one = _made(command, "load", "many clients at once; exit status 1 on a wrong answer or growth", _load)
     _add_server(one)
     one.add_argument("--clients", type=int, default=32, help="at once (default: 32)")
     one.add_argument("--requests", type=int, default=2000, help="of all of them together (default: 2000)")
@@ -124,12 +124,12 @@ def _add_peers(command: Any) -> None:
 
 
 def _add_soak(command: Any) -> None:
-    one = _made(command, "soak", "thousands of requests; exit status 1 where memory grows", _soak)
+    one = _made(command, "soak", "thousands of requests; exit status 1 where it comes to hold more", _soak)
     _add_own(one)
     texts = {
         "requests": "of all clients together", "warm": "requests before the first look at the memory",
-        "clients": "at once", "max_tokens": "of an answer", "most_growth": "of memory between the looks",
-        "seed": "of what is asked",
+        "clients": "at once", "max_tokens": "of an answer",
+        "most_growth": "of memory from the first look to any other", "seed": "of what is asked",
     }  # fmt: skip
     _add_numbers(one, SoakConfig, texts)
 
@@ -177,6 +177,7 @@ def _load(arguments: argparse.Namespace) -> dict[str, Any]:
         "memory_mb": {
             name: value for name, value in (report["memory_mb"] or {}).items() if name != "every_second"
         },
+        "grown": report["grown"],
         "wrong": report["wrong"],
         "wrong_answers": report["wrong_answers"],
         "report": str(config.output / "load.md"),
@@ -211,7 +212,7 @@ def _soak(arguments: argparse.Namespace) -> dict[str, Any]:
     report = soak(config)
     if arguments.json:
         return report
-    shown = ("first_look", "last_look", "memory_growth", "wrong", "wrong_answers", "ok")
+    shown = ("first_look", "last_look", "memory_growth", "grown", "wrong", "wrong_answers", "ok")
     return {**{name: report[name] for name in shown}, "report": str(config.output / "soak.json")}
 
 

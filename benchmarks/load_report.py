@@ -30,6 +30,8 @@ def load_page(report: Figures) -> str:
         "together, over the whole time.",
         "",
     ]
+    if report["grown"]:
+        lines += ["The server holds more:", "", *(f"- {each}" for each in report["grown"]), ""]
     if report["wrong_answers"]:
         lines += ["Wrong:", "", *(f"- {each}" for each in report["wrong_answers"]), ""]
     return "\n".join([*lines, machine_line(report["machine"]), ""])

@@ -1,8 +1,9 @@
 """`rrtf-bench soak`: thousands of requests, and whether the server is still what it was at the start.
 
-Short requests of every kind of the mix `code`, clients that leave included. After the first `warm` requests
-and after the last one all clients pause, and memory (resident, after freed pages have gone back), open files
-and threads of the server are noted. Answers are checked as in `rrtf-bench load`.
+Short requests of every kind of the mix `code`, clients that leave included. After the first `warm` requests,
+then after every STEP and after the last one all clients pause, and memory (resident, after freed pages have
+gone back), open files and threads of the server are noted: none of these looks may show more than the first.
+Answers are checked as in `rrtf-bench load`.
 """
 
 from __future__ import annotations
@@ -15,19 +16,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency import SETTLE_S
+from benchmarks.holdings import Bounds, Holdings, grown, held_at_rest
 from benchmarks.load import answer_all, answer_alone, memory_record
 from benchmarks.load_asks import Ask, asks
 from benchmarks.load_check import check
+from benchmarks.load_client import Reply
 from benchmarks.load_figures import by_kind, figures
 from benchmarks.load_target import Target, own_target, watched
 from benchmarks.machine import machine_record
-from benchmarks.server import resident_mb
 from rrtf_serve.config import DEFAULT_MODEL
 
 SHOWN_WRONG = 50
-LOOKS = 5  # at the memory of a server that rests; the smallest counts
-STEP = 500  # requests between two notes
+STEP = 500  # requests between two looks
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SoakConfig:
     warm: int = 1_000  # requests before the first look
     clients: int = 16
     max_tokens: int = 12  # of each answer
-    most_growth: float = 0.02  # of resident memory, from the first look to the last
+    most_growth: float = 0.02  # of resident memory, from the first look to any other
     seed: int = 0
     serve_flags: tuple[str, ...] = ()
     output: Path = Path("rrtf-soak")
@@ -54,7 +54,8 @@ class SoakConfig:
 
 
 def soak(config: SoakConfig) -> dict[str, Any]:
-    """The report; its "ok" is false on a wrong answer, or where memory grew. Raises RuntimeError, OSError."""
+    """The report; its "ok" is false on a wrong answer, or where the server came to hold more. Raises
+    RuntimeError, OSError."""
     with own_target(config.model, config.serve_flags) as target:
         drawn = asks(config.requests, mix="code", seed=config.seed, infill=target.infill, model=target.model)
         todo = [_short(ask, config.max_tokens) for ask in drawn]
@@ -64,25 +65,26 @@ def soak(config: SoakConfig) -> dict[str, Any]:
             replies, looks = asyncio.run(_run(target, todo, config))
         seconds = time.perf_counter() - started
     wrong = check(replies, alone)
-    first, last = looks[0], looks[-1]
-    growth = last["resident_mb"] / first["resident_mb"] - 1
+    first = looks[0].holds
+    more = grown_since_first(looks, config.most_growth)
     report = {
         "model": target.model,
         "flags": list(target.flags),
         "requests": len(replies),
         "clients": config.clients,
         "seconds": seconds,
-        "first_look": first,
-        "last_look": last,
-        "memory_growth": growth,
+        "first_look": looks[0].record(),
+        "last_look": looks[-1].record(),
+        "memory_growth": max(look.holds.resident_mb for look in looks[1:]) / first.resident_mb - 1,
         "most_growth": config.most_growth,
-        "looks": looks,
+        "looks": [look.record() for look in looks],
+        "grown": more,
         "memory_mb": memory_record(memory),
         "all": figures(replies, seconds),
         "kinds": by_kind(replies, seconds),
         "wrong": len(wrong),
         "wrong_answers": [each.line() for each in wrong[:SHOWN_WRONG]],
-        "ok": not wrong and growth < config.most_growth,
+        "ok": not (wrong or more),
         "machine": machine_record(),
     }
     config.output.mkdir(parents=True, exist_ok=True)
@@ -96,37 +98,36 @@ def _short(ask: Ask, max_tokens: int) -> Ask:
     return replace(ask, body={**ask.body, "max_tokens": min(ask.body["max_tokens"], least)})
 
 
-async def _run(
-    target: Target, todo: Sequence[Ask], config: SoakConfig
-) -> tuple[list[Any], list[dict[str, float]]]:
-    """All replies, and what the server looked like between them: after `warm` requests, then every STEP."""
+@dataclass(frozen=True)
+class Look:
+    """At a server that rests, after so many requests."""
+
+    requests: int
+    holds: Holdings
+
+    def record(self) -> dict[str, float]:
+        return {"requests": self.requests, **self.holds.record()}
+
+
+def grown_since_first(looks: Sequence[Look], most_growth: float) -> list[str]:
+    """What any later look shows too much of, in words."""
+    return [
+        f"after {look.requests} requests: {problem}"
+        for look in looks[1:]
+        for problem in grown(looks[0].holds, look.holds, Bounds(most_growth))
+    ]
+
+
+async def _run(target: Target, todo: Sequence[Ask], config: SoakConfig) -> tuple[list[Reply], list[Look]]:
+    """All replies, and the server between them: after `warm` requests, then every STEP, and at the end."""
     assert target.pid is not None
     borders = [*range(config.warm, len(todo), STEP), len(todo)]
-    replies: list[Any] = []
+    replies: list[Reply] = []
     looks = []
     begin = 0
     for border in borders:
         made, _ = await answer_all(target, todo[begin:border], config.clients, f"soak-{begin}")
         replies += made
-        looks.append({"requests": border, **await look(target.pid)})
+        looks.append(Look(border, held_at_rest(target.pid)))
         begin = border
     return replies, looks
-
-
-async def look(pid: int) -> dict[str, float]:
-    """A server that rests: resident MB (10^6 bytes), open files, threads. Linux."""
-    await asyncio.sleep(SETTLE_S)
-    resident = []
-    for _ in range(LOOKS):
-        resident.append(resident_mb(pid)[0])
-        await asyncio.sleep(SETTLE_S / LOOKS)
-    return {"resident_mb": min(resident), "files": open_files(pid), "threads": threads(pid)}
-
-
-def open_files(pid: int) -> int:
-    """Open descriptors of a process, its sockets included. Linux."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def threads(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))

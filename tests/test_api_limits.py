@@ -99,6 +99,9 @@ def limited(limits: Limits, **more: object) -> ApiSettings:
     return replace(ApiSettings(limits=limits), **more)
 
 
+LONG = {"max_tokens": 100}  # waits where long requests wait
+
+
 def ring() -> Keyring:
     return Keyring(read_variable("alice:one,bob:two"))
 
@@ -206,7 +209,7 @@ def test_a_full_queue_gives_the_tokens_of_a_score_back() -> None:
     engine.open.clear()
     limits = Limits(tokens_per_minute=1000)
     with serving(engine, keys=ring(), settings=limited(limits), max_queue=1) as server:
-        threads = [threading.Thread(target=ask, args=(server,)) for _ in range(2)]
+        threads = [threading.Thread(target=ask, args=(server,), kwargs=LONG) for _ in range(2)]
         threads[0].start()
         until(lambda: bool(engine.started))
         threads[1].start()
@@ -223,7 +226,7 @@ def test_a_full_queue_gives_tokens_back() -> None:
     engine.open.clear()
     limits = Limits(tokens_per_minute=1000)
     with serving(engine, keys=ring(), settings=limited(limits), max_queue=1) as server:
-        threads = [threading.Thread(target=ask, args=(server,)) for _ in range(2)]
+        threads = [threading.Thread(target=ask, args=(server,), kwargs=LONG) for _ in range(2)]
         threads[0].start()
         until(lambda: bool(engine.started))
         threads[1].start()

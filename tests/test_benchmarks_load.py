@@ -15,9 +15,9 @@ from fake_engine import CAPABILITIES, FakeEngine
 from live import serving
 
 from benchmarks import cli
-from benchmarks.load import LoadConfig, load
+from benchmarks.load import LoadConfig, load, rising
 from benchmarks.load_asks import CHAT, COMPLETIONS, KINDS, Ask, asks
-from benchmarks.load_check import Alone, Wrong, check
+from benchmarks.load_check import Alone, Wrong, alone_of, check
 from benchmarks.load_client import Reply, client, send
 from benchmarks.load_figures import figures, quantile
 
@@ -102,7 +102,8 @@ def test_asks_are_the_same_for_a_seed_and_hold_every_kind() -> None:
     without = asks(300, mix="code", seed=3, infill=False, model="m")
     assert not any("suffix" in ask.body for ask in without)
     plain = asks(300, mix="plain", seed=3, infill=True, model="m")
-    assert not any(ask.leave_after or {"n", "echo", "suffix"} & set(ask.body) for ask in plain)
+    assert {ask.kind for ask in plain} == {name for name, kind in KINDS.items() if kind.plain}
+    assert not any(ask.leave_after or {"n", "echo", "suffix", "top_k"} & set(ask.body) for ask in plain)
 
 
 def test_a_question_is_the_same_however_it_is_sent() -> None:
@@ -122,8 +123,8 @@ def reply(text: str, ask: Ask = GREEDY, **options: Any) -> Reply:
 
 OTHER = replace(GREEDY, body={"prompt": "b", "temperature": 0})
 ALONE = {
-    GREEDY.question: Alone({0: "abc"}, 1, 3),
-    OTHER.question: Alone({0: "xyz"}, 1, 3),
+    GREEDY.question: Alone({0: "abc"}, {0: "stop"}, 1, 3),
+    OTHER.question: Alone({0: "xyz"}, {0: "stop"}, 1, 3),
 }
 
 
@@ -136,7 +137,10 @@ ALONE = {
         (reply("abc", completion_tokens=4), "usage is (1, 4), and was (1, 3) alone"),
         (reply("abd", left=True), "differs from character 2 on"),
         (reply("abc", faults=["it broke"]), "it broke"),
-        (reply("b: 1", Ask("echo", COMPLETIONS, {"prompt": "a", "temperature": 1, "echo": True})), "echo"),
+        (reply("abc", finishes={0: "length"}), "finish_reason: 'length', alone 'stop'"),
+        (reply("ab", left=True, finishes={0: "length"}), "finish_reason"),
+        (reply("", left=True, finishes={}), "nothing had come when the client left"),
+        (reply("abc", texts={0: "abc", 1: "abc"}), "choices [0, 1] came, alone [0]"),
     ],
 )
 def test_what_is_wrong_is_found(wrong: Reply, problem: str) -> None:
@@ -145,8 +149,47 @@ def test_what_is_wrong_is_found(wrong: Reply, problem: str) -> None:
     assert problem in found[0].line()
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_an_answer_to_somebody_else_is_found_in_every_kind_but_the_sampled(kind: str) -> None:
+    drawn = asks(900, mix="code", seed=1, infill=True, model="m")
+    mine, yours = list({ask.question: ask for ask in drawn if ask.kind == kind}.values())[:2]
+
+    def answer(ask: Ask, text: str) -> Reply:
+        texts = {index: f"{text} {index}" for index in range(ask.choices)}
+        return Reply(ask, texts, dict.fromkeys(texts, "stop"), "1", 1, 1)
+
+    right = {ask.question: alone_of(answer(ask, ask.question)) for ask in (mine, yours)}
+    assert check([answer(mine, mine.question)], right) == []
+    swapped = check([answer(mine, yours.question)], right)
+    if kind == "chat, sampled, streamed":
+        assert swapped == []
+    else:
+        assert len(swapped) == mine.choices
+        assert "the answer to another prompt" in swapped[0].problem
+
+
+def test_two_prompts_of_one_request_are_told_apart() -> None:
+    drawn = asks(900, mix="code", seed=1, infill=True, model="m")
+    ask = next(ask for ask in drawn if ask.choices == 4)
+    assert len(set(ask.body["prompt"])) == 2
+    assert replace(GREEDY, body={"prompt": [1, 2, 3], "temperature": 0}).choices == 1  # token ids
+
+
+def test_little_of_a_load_is_chance() -> None:
+    for infill in (True, False):
+        drawn = asks(2000, mix="code", seed=0, infill=infill, model="m")
+        assert sum(not ask.repeatable for ask in drawn) < 0.05 * len(drawn)
+
+
+def test_memory_that_goes_on_growing_is_told() -> None:
+    assert rising([300.0] * 60 + [340.0] * 60) == []
+    assert rising([300.0] * 30 + [600.0] * 30) == []  # too short to tell
+    [problem] = rising([300.0 + second for second in range(1000)])
+    assert problem.startswith("1299 MB were resident at most in the second half")
+
+
 def test_what_is_right_passes() -> None:
-    right = [reply("abc", id="1"), reply("ab", left=True, id="2"), reply("xyz", OTHER, id="3")]
+    right = [reply("abc", id="1"), reply("ab", left=True, finishes={}, id="2"), reply("xyz", OTHER, id="3")]
     assert check(right, ALONE) == []
     assert check([reply("abc", id="1"), reply("abc", id="1")], ALONE) == [
         Wrong("all", "the id 1 came with several answers")
@@ -181,7 +224,7 @@ def event(text: str, finish: str | None = None, name: str = "1", index: int = 0)
     return json.dumps({"id": name, "choices": [{"index": index, "text": text, "finish_reason": finish}]})
 
 
-STREAMED = replace(GREEDY, body={**GREEDY.body, "stream": True})
+STREAMED = replace(GREEDY, body={**GREEDY.body, "stream": True, "stream_options": {"include_usage": True}})
 
 
 @pytest.mark.parametrize(
@@ -189,6 +232,8 @@ STREAMED = replace(GREEDY, body={**GREEDY.body, "stream": True})
     [
         (stream_of(event("a"), event("", "stop")), "without [DONE]"),
         (stream_of(event("a"), "[DONE]"), "no finish reason"),
+        (stream_of(event("a", "stop"), "[DONE]"), "told no usage"),
+        (stream_of(event("a", "stop", ""), "[DONE]"), "the answer has no id"),
         (stream_of(event("a"), event("b", "stop", "2"), "[DONE]"), "holds an event of 2"),
         (stream_of(event("", "stop"), event("b"), "[DONE]"), "goes on after its end"),
         (stream_of(event("a", "stop", index=1), "[DONE]"), "choices [1] came"),
@@ -204,7 +249,7 @@ def test_a_bad_answer_is_told(answer: bytes, fault: str) -> None:
     assert any(fault in each for each in found.faults), found.faults
 
 
-def test_a_peer_may_end_a_stream_without_done() -> None:
+def test_a_peer_may_end_a_stream_without_done_and_usage() -> None:
     with scripted(stream_of(event("a"), event("", "stop")), strict=False) as one:
         assert asyncio.run(one(STREAMED)).faults == []
 

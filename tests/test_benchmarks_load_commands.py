@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from tiny_models import write_tokenizer
 
 from benchmarks import cli
 from benchmarks.faults_process import full_disk, killed, stop_under_load
+from benchmarks.holdings import Holdings
 from benchmarks.load_peers import OURS, Peer, PeersConfig, load_peers
 from benchmarks.load_ratio import RatioConfig, ratio
-from benchmarks.soak import SoakConfig, soak
+from benchmarks.soak import Look, SoakConfig, grown_since_first, soak
 from convert.ct2 import convert
 from rrtf_serve.models.source import Kind, Source
 
@@ -71,6 +73,20 @@ def test_a_soak_looks_at_the_server_while_it_rests(model: str, tmp_path: Path) -
     assert report["memory_growth"] == pytest.approx(
         report["last_look"]["resident_mb"] / report["first_look"]["resident_mb"] - 1
     )
+
+
+def test_a_soak_judges_every_look_of_memory_files_and_threads() -> None:
+    def found(*changes: dict[str, float]) -> list[str]:
+        first = Holdings(resident_mb=300.0, files=8, threads=12)
+        looks = [Look(1000, first), *(Look(2000, replace(first, **change)) for change in changes)]
+        return grown_since_first(looks, 0.02)
+
+    assert found({"resident_mb": 305.9, "files": 12, "threads": 60}, {}) == []
+    assert found({"resident_mb": 307.0}, {}) == [
+        "after 2000 requests: 307 MB are resident, 300 before; 306 may be"
+    ]
+    assert found({"files": 13}) == ["after 2000 requests: 13 open files, 8 before"]
+    assert found({"threads": 61}) == ["after 2000 requests: 61 threads, 12 before"]
 
 
 def test_a_peer_is_measured_beside_ours(model: str, tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_engine import CAPABILITIES, FakeEngine
+from fake_engine import CAPABILITIES, FakeBatch, FakeEngine
 from live import Running, serving
 
 from benchmarks import cli
@@ -25,14 +28,18 @@ from benchmarks.faults_clients import (
     bad_bodies,
     garbage,
     half_open,
+    large_bodies,
     resets,
 )
 from benchmarks.faults_sockets import closed_by_server, connect, connected, head, read_answer, reset
 from benchmarks.faults_state import Baseline, Fault, check_after, metric
+from benchmarks.holdings import held
 from benchmarks.load_target import Target
 from rrtf_serve.api.metrics import Metrics
+from rrtf_serve.engine.protocol import Request
 
 LONG = replace(CAPABILITIES, max_context=8192)
+LARGE = ("announced", "chunked", "4 MB")
 SMALL = {"resets": 12, "slow_readers": 4, "half_open": 8, "idle_seconds": 0.0, "patience": 20.0}
 
 
@@ -96,9 +103,17 @@ ROUTES = b"""{"paths": {"/v1/completions": {"post": {"requestBody": {}}}, "/mode
 "/health": {"get": {}}}}"""
 
 
+@contextmanager
+def silent() -> Iterator[Target]:
+    """A server that takes connections and says nothing, ever."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        host, port = listener.getsockname()[:2]
+        yield Target(f"http://{host}:{port}", "m", False)
+
+
 def site(target: Target) -> Site:
-    sizes = Sizes(resets=4, slow_readers=4, half_open=4, idle_s=0)
-    return Site(target, Baseline("text", None, None), sizes)
+    sizes = Sizes(resets=4, slow_readers=4, half_open=4, idle_s=0, silent_s=0.3)
+    return Site(target, Baseline("text", None), sizes)
 
 
 def test_a_server_that_answers_nonsense_with_500_is_found_out() -> None:
@@ -115,6 +130,21 @@ def test_a_server_that_answers_nonsense_with_500_is_found_out() -> None:
         assert told == set(GARBAGE) - {"noise", "TLS", "long header", "many headers"}
 
 
+def test_a_server_that_says_nothing_is_found_out() -> None:
+    with silent() as target:
+        told = garbage(site(target)).problems
+        assert told == [f"{name}: neither answered nor closed in 0.3 s" for name in GARBAGE]
+        told = large_bodies(site(target)).problems
+    assert told == [f"{name}: no answer could be read (TimeoutError)" for name in LARGE]
+
+
+def test_a_large_body_that_is_dropped_unanswered_is_found_out() -> None:
+    with saying(lambda _: b"") as target:
+        told = large_bodies(site(target)).problems
+    assert len(told) == 3
+    assert told[0].startswith("announced: ")
+
+
 def test_a_refusal_without_json_is_found_out() -> None:
     def answer(request: bytes) -> bytes:
         return http(ROUTES) if b"openapi" in request else http(b"Bad Request", "400 Bad Request")
@@ -128,6 +158,38 @@ def test_a_stream_that_breaks_off_is_found_out() -> None:
     with saying(lambda _: http(b"data: {}\n\n")) as target:
         found = resets(site(target))
     assert "the stream broke off" in found.problems[0]
+
+
+class Deaf(FakeBatch):
+    """Its rows go on whoever has left."""
+
+    def cancel(self, row: int) -> None:
+        pass
+
+
+class DeafEngine(FakeEngine):
+    def start(self, requests: list[Request]) -> FakeBatch:
+        return Deaf(self, requests)
+
+
+def test_rows_that_go_on_for_nobody_are_found_out() -> None:
+    engine = DeafEngine(capabilities=LONG, seconds_per_step=0.001)
+    with serving(engine, metrics=Metrics()) as server:
+        found = resets(replace(site(Target(server.address, "tiny-coder", True)), sizes=Sizes(resets=8)))
+    assert any("tokens were made for clients that read" in each for each in found.problems), found
+
+
+def test_streams_that_all_get_429_are_not_taken_for_resets() -> None:
+    asked: list[bytes] = []
+
+    def answer(request: bytes) -> bytes:
+        asked.append(request)
+        first = len(asked) == 1 or b"/metrics" in request
+        return http(b"data: [DONE]\n\n") if first else http(b"{}", "429 Too Many Requests")
+
+    with saying(answer) as target:
+        found = resets(site(target))
+    assert found.problems == ["4 of 4 streams got 429: too few were reset"]
 
 
 def test_an_answer_that_changes_is_found_out() -> None:
@@ -151,18 +213,26 @@ def test_what_is_left_behind_is_found_out(figures: str, text: str, problem: str)
 
     fault = Fault("a fault")
     with saying(answer) as target:
-        check_after(target, Baseline("text", None, None), fault, 0.1)
+        check_after(target, Baseline("text", None), fault, 0.1)
     assert [problem in each for each in fault.problems] == [True] * bool(problem)
 
 
-def test_open_files_that_stay_are_found_out() -> None:
-    import os
-
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"files": 0}, "open files, 0 before"),
+        ({"threads": -100}, "threads, -100 before"),
+        ({"resident_mb": -200.0}, "MB are resident, -200 before; -50 may be"),
+        ({}, ""),
+    ],
+)
+def test_what_a_server_goes_on_holding_is_found_out(more: dict[str, Any], problem: str) -> None:
     with well() as server:
         target = Target(server.address, "tiny-coder", True, pid=os.getpid())
         fault = Fault("a fault")
-        check_after(target, Baseline("def fibonacci(n)", 0, 0), fault, 0.1)
-    assert any("open files, 0 before" in each for each in fault.problems)
+        before = Baseline("def fibonacci(n)", replace(held(os.getpid()), **more))
+        check_after(target, before, fault, 0.1)
+    assert [problem in each for each in fault.problems] == [True] * bool(problem)
 
 
 def test_a_metric_is_summed_over_its_labels() -> None:
