@@ -46,8 +46,8 @@ class Ask:
     @property
     def choices(self) -> int:
         prompt = self.body.get("prompt")
-        prompts = len(prompt) if isinstance(prompt, list) and isinstance(prompt[0], str) else 1  # token ids: one
-        return int(self.body.get("n", 1)) * prompts
+        several = isinstance(prompt, list) and isinstance(prompt[0], str)
+        return int(self.body.get("n", 1)) * (len(prompt or "") if several else 1)
 
     @property
     def streamed(self) -> bool:

@@ -164,6 +164,41 @@ def test_the_suffix_is_not_said_again(text: str, suffix: str, kept: str) -> None
     assert trimmed(text, "    ", suffix, PYTHON)[0] == kept
 
 
+@pytest.mark.parametrize(
+    ("prefix", "text", "suffix", "kept"),
+    [
+        ("x = ", "value", "e)", "value"),
+        ("x = ", "f(name", "e, 1)", "f(name"),
+        ("x = ", "a_b", "b", "a_b"),
+        ("x = ", "a + b", "b", "a + "),
+        ("x = get", "UserName()", "Name()", "User"),  # the cursor stands in a word
+    ],
+)
+def test_what_the_suffix_begins_with_is_not_cut_out_of_a_word(
+    prefix: str, text: str, suffix: str, kept: str
+) -> None:
+    assert trimmed(text, prefix, suffix, PYTHON)[0] == kept
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text", "suffix", "kept", "ended"),
+    [
+        ("def f(a):\n    ", "b = a\n    return b\n    c", "\n\n\n    return b\n", "b = a", True),
+        ("def f(a):\n    ", "b = a\n    return b", "\n\n\n    return b\n", "b = a", False),
+        ("def f(a):\n    ", "return b\n    c", "\n\n    return b\n", "", True),
+        ("def f(a):\n", "    b = a\n    return b\n    c", "    return b\n", "    b = a\n", True),
+        # deeper, longer, or a bracket alone: another line
+        ("def f(a):\n    ", "if a:\n        return b\n    c()", "\n    return b\n", None, False),
+        ("def f(a):\n    ", "a()\n    return b + c\n    d()", "\n    return b\n", None, False),
+        ("f([\n", "  [1\n  ],\n  2", "\n  ],\n", None, False),
+    ],
+)
+def test_the_line_that_comes_next_ends_it(
+    prefix: str, text: str, suffix: str, kept: str | None, ended: bool
+) -> None:
+    assert trimmed(text, prefix, suffix, PYTHON) == (text if kept is None else kept, ended)
+
+
 def test_text_after_the_cursor_ends_it_with_its_line() -> None:
     assert trimmed("a\nb = 2\n", "x = ", " + 1\n", PYTHON) == ("a", True)
     assert trimmed("f(\n  a,\n)\nb = 2\n", "x = ", " + 1\n", PYTHON) == ("f(\n  a,\n)", True)
@@ -234,7 +269,13 @@ def test_it_is_a_beginning_and_the_same_however_it_is_cut(
         assert whole.startswith(shown)  # nothing is taken back
     assert done == ended
     assert shown + trim.flush() == whole
-    # What the suffix begins with is not said again, but for brackets that belong to the completion.
-    again = [whole[start:] for start in range(len(whole)) if suffix.startswith(whole[start:])]
+    # What the suffix begins with is not said again, but for brackets that belong to the completion and for
+    # ends of words.
+    again = [
+        whole[start:]
+        for start in range(len(whole))
+        if suffix.startswith(whole[start:])
+        and (start == 0 or cursor.in_word or not (whole[start - 1] + whole[start]).isalnum())
+    ]
     if again and not text[len(whole) :].startswith(suffix[0]):  # else it was said even twice
         assert set("".join(again)) <= set(")]};, \n\t\r")

@@ -11,9 +11,10 @@ What comes out is always a beginning of what went in, and the same however that 
   where the completion began: then a body is still open;
 - where the block closes that the cursor's own line begins, or the one that the cursor stands in;
 - before a bracket that the suffix closes already;
+- before a line that is the suffix's first one with text in it;
 - at the line's end where text follows the cursor on its line;
 
-and it never ends with what the suffix begins with. Blocks are told by brackets and by indentation.
+and it never ends with what the suffix begins with, unless that would cut a word in two. Blocks are told by brackets and by indentation.
 """
 
 from __future__ import annotations
@@ -45,13 +46,24 @@ class Cursor:
         self.syntax = syntax_of(filename, near + after)
         self.before = Scanner(self.syntax).take(near)
         line = near.rpartition("\n")[2]
+        self.line = line
         self.line_is_blank = not line.strip()
         self.indentation = _width(line)
         self.head = after[:OVERLAP]
         own = after.partition("\n")[0]
         self.cuts_line = bool(own.strip()) and not self.line_is_blank
         self.starts_line = self.line_is_blank and bool(own.strip())  # what comes next stands on its own line
+        self.in_word = _is_word(line[-1:]) and _is_word(own[:1])
+        self.next_line = self._next_line(line, after)
         self.may_close = self._may_close(after)
+
+    def _next_line(self, line: str, after: str) -> str | None:
+        """The first line below the completion that says something, whole but for the space at its end."""
+        own, _, below = after.partition("\n")
+        if own.strip():
+            return (line + own).rstrip() if self.line_is_blank and _says_something(own) else None
+        first = next((each for each in below.split("\n") if each.strip()), "")
+        return first.rstrip() if _says_something(first) else None
 
     def _may_close(self, after: str) -> Counter[str]:
         """By closing bracket, how many are open before the cursor and not closed after it."""
@@ -73,6 +85,7 @@ class Trim:
         self._lines = 0  # line breaks so far
         self._below = 0  # lines with text in them, below the cursor's
         self._line = 0  # where the line begins
+        self._above = 0  # where the last line above it with text in it ends
         self._blank = cursor.line_is_blank  # nothing stands in the line yet
         self._paused = 0  # blank lines of which the next line's indentation will tell whether they end it
         self._word: int | None = None  # where a line's first word begins, while it is not decided
@@ -96,7 +109,10 @@ class Trim:
     def flush(self) -> str:
         """What was held back, when the text ends by itself."""
         if not self.ended:
-            self._end(self._whole_lines() if self._paused else len(self._text))
+            if self._repeats():
+                self._end(self._end_above())
+            else:
+                self._end(self._whole_lines() if self._paused else len(self._text))
         return self._show(len(self._text))
 
     def _show(self, end: int) -> str:
@@ -118,6 +134,8 @@ class Trim:
     def _safe(self) -> int:
         """How much stays whatever comes."""
         text = self._text if self._word is None else self._text[: self._word]
+        if self._repeats(beginning=True):
+            text = text[: self._line]
         text = text.rstrip()
         return len(text[: self._overlap(text, exact=False)].rstrip())
 
@@ -128,10 +146,36 @@ class Trim:
             return len(text)
         start = max(0, len(text) - len(head))
         while (start := text.find(head[0], start)) >= 0:
-            if head.startswith(text[start:]) and not (exact and self._belongs(text, start)):
+            repeats = head.startswith(text[start:]) and not self._cuts_word(text, start)
+            if repeats and not (exact and self._belongs(text, start)):
                 return start
             start += 1
         return len(text)
+
+    def _cuts_word(self, text: str, start: int) -> bool:
+        """Whether text[start:] begins inside a word and the suffix does not: `e` of `value` before `e)`."""
+        return (
+            start > 0
+            and not self._cursor.in_word
+            and _is_word(text[start - 1])
+            and _is_word(text[start : start + 1])
+        )
+
+    def _repeats(self, *, beginning: bool = False) -> bool:
+        """Whether the line is the suffix's next one, or, with `beginning`, may still become it."""
+        cursor = self._cursor
+        if cursor.next_line is None or not (self._lines or cursor.line_is_blank):
+            return False
+        line = self._text[self._line :] if self._lines else cursor.line + self._text
+        if beginning:
+            return cursor.next_line.startswith(line) or line.rstrip() == cursor.next_line
+        return line.rstrip() == cursor.next_line
+
+    def _end_above(self) -> int:
+        """The end of the line above with text in it, with its line break where what comes next needs one."""
+        if self._cursor.starts_line:
+            return self._text.find("\n", self._above) + 1 if self._above else 0
+        return self._above
 
     def _belongs(self, text: str, start: int) -> bool:
         """Whether text[start:] closes brackets that the completion itself opened, and does nothing else:
@@ -177,9 +221,11 @@ class Trim:
     def _space(self, at: int, character: str) -> int | None:
         if character != "\n":
             return self._decide(at, character)
-        end = self._line_ended(at) if self._scanner.mode == "code" else None
+        end = self._end_above() if self._repeats() else None
+        if end is None and self._scanner.mode == "code":
+            end = self._line_ended(at)
         self._lines += 1
-        self._line, self._blank = at + 1, True
+        self._line, self._blank, self._above = at + 1, True, self._content
         return end
 
     def _goes_on(self, at: int) -> bool:
@@ -242,6 +288,15 @@ class Trim:
         if self._cursor.starts_line:
             return self._text.find("\n", self._content) + 1
         return self._content
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _says_something(line: str) -> bool:
+    """A bracket alone may close anything."""
+    return any(_is_word(each) for each in line)
 
 
 def _width(line: str) -> int:
