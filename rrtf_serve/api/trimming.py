@@ -14,7 +14,8 @@ What comes out is always a beginning of what went in, and the same however that 
 - before a line that is the suffix's first one with text in it;
 - at the line's end where text follows the cursor on its line;
 
-and it never ends with what the suffix begins with, unless that would cut a word in two. Blocks are told by brackets and by indentation.
+and it never ends with what the suffix begins with, unless that would cut a word in two. Blocks are told by
+brackets and by indentation.
 """
 
 from __future__ import annotations
