@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,15 @@ def test_gradient_checkpointing_changes_no_gradient(options: FitOptions, tune: s
         torch.testing.assert_close(gradient, saving[name])
 
 
+@pytest.fixture
+def own_recursion_limit() -> Iterator[None]:
+    """torch.compile raises the process's limit where its cache is cold; other tests nest code beyond it."""
+    limit = sys.getrecursionlimit()
+    yield
+    sys.setrecursionlimit(limit)
+
+
+@pytest.mark.usefixtures("own_recursion_limit")
 @pytest.mark.filterwarnings("ignore")  # torch.compile's, of its own code
 def test_compiled_layers_change_no_gradient(options: FitOptions) -> None:
     options = replace(options, batch=10)
@@ -146,6 +156,7 @@ def test_compiled_layers_change_no_gradient(options: FitOptions) -> None:
         )
 
 
+@pytest.mark.usefixtures("own_recursion_limit")
 @pytest.mark.filterwarnings("ignore")  # torch.compile's, of its own code
 def test_compiling_without_a_compiler(options: FitOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()  # compiled in this process before
