@@ -347,6 +347,15 @@ class TestCompletion:
             ahead = post(server, path, {"prompt": "a", "n_predict": 0})["generation_settings"]
             assert (ahead["temperature"], ahead["n_predict"]) == (temperature, 0)
 
+    @pytest.mark.parametrize("order", ["prefix suffix middle", "suffix prefix middle"])
+    def test_an_editor_that_names_no_temperature_gets_the_likeliest(
+        self, server: Running, order: str
+    ) -> None:
+        marked = "".join(f"<|fim_{marker}|>{marker[:-3]}" for marker in order.split())
+        for more, temperature in (({}, 0), ({"temperature": 0.5}, 0.5), ({"n": 2}, 0.8)):
+            post(server, "/completion", {"prompt": marked, "n_predict": 1, **more})
+            assert server.engine.started[-1].sampling.temperature == temperature
+
     def test_defaults_are_llama_cpps(self, server: Running) -> None:
         post(server, "/completion", {"prompt": "abc", "n_predict": 1})
         sampling = server.engine.started[-1].sampling

@@ -201,6 +201,22 @@ class TestGenerate:
         post(server, "/api/generate", {**body, "suffix": "b", "options": {"num_predict": 1}})
         assert server.engine.started[-1].sampling.temperature == 0
 
+    @pytest.mark.parametrize("order", ["prefix suffix middle", "suffix prefix middle"])
+    def test_an_editor_that_names_no_temperature_gets_the_likeliest(
+        self, server: Running, order: str
+    ) -> None:
+        marked = "".join(f"<|fim_{marker}|>{marker[:-3]}" for marker in order.split())
+        for raw in (False, True):
+            for options, temperature in (({}, 0), ({"temperature": 0.5}, 0.5)):
+                body = {
+                    "model": MODEL,
+                    "prompt": marked,
+                    "raw": raw,
+                    "options": {**options, "num_predict": 1},
+                }
+                post(server, "/api/generate", body)
+                assert server.engine.started[-1].sampling.temperature == temperature
+
     def test_every_option_of_the_documentation_is_taken(self, server: Running) -> None:
         options = {
             "num_keep": 5, "seed": 42, "num_predict": 2, "draft_num_predict": 4, "top_k": 20, "top_p": 0.9,

@@ -27,20 +27,22 @@ async def continuation_job(
     prompts: tuple[Prompt, ...],
     sampling: Sampling,
     *,
+    typed: Sampling,
     dialect: str,
     asked: int | None,
     stops: tuple[str, ...],
     copies: int = 1,
 ) -> Job:
-    """`asked`: as tokens_left. A prompt that the client made of fill-in-the-middle markers by itself is an
-    editor's, and is asked for as any other middle. Raises ApiError 400."""
+    """`typed`: how an editor's request is sampled. `asked`: as tokens_left. A prompt that the client made of
+    fill-in-the-middle markers by itself is an editor's, and is asked for as any other middle. Raises
+    ApiError 400."""
     check_rows(settings, len(prompts), copies)
     [first, *others] = prompts
     around = marked(first) if isinstance(first, str) and not others else None
     if around is not None and served.prompts.has_infill:
         infill = replace(around, max_tokens=middle_tokens(served, asked), stops=stops)
         editor = editor_of(request, dialect, infill)
-        return await infill_job(served, settings, infill, sampling, copies=copies, editor=editor)
+        return await infill_job(served, settings, infill, typed, copies=copies, editor=editor)
     encoded = await encode_each(
         served,
         copies,
@@ -49,14 +51,15 @@ async def continuation_job(
             for index, prompt in enumerate(prompts)
         ],
     )
+    interactive = all(_fills_middle(served, ids) for ids, _ in encoded)
     return Job(
         tuple(ids for ids, _ in encoded),
         copies,
         tuple(following for _, following in encoded),
-        sampling,
+        typed if interactive else sampling,
         served.prompts.completion_end_ids,
         stops,
-        interactive=all(_fills_middle(served, ids) for ids, _ in encoded),
+        interactive=interactive,
     )
 
 

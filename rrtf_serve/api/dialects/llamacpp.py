@@ -156,12 +156,14 @@ async def _plan_infill(request: Request, served: Served, settings: ApiSettings, 
 
 
 async def _plan_completion(request: Request, served: Served, settings: ApiSettings, values: Values) -> Job:
+    engine = served.scheduler.capabilities
     job = await continuation_job(
         request,
         served,
         settings,
         values["prompt"],
-        fields.sampling(values, served.scheduler.capabilities, likeliest=False),
+        fields.sampling(values, engine, likeliest=False),
+        typed=fields.sampling(values, engine, likeliest=True),
         dialect=DIALECT,
         asked=values["n_predict"],
         stops=values["stop"],

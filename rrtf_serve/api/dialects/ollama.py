@@ -221,6 +221,7 @@ async def _plan_generate(request: Request, settings: ApiSettings, asked: _Asked)
         settings,
         (prompt,),
         fields.sampling(options, likeliest=False),
+        typed=fields.sampling(options, likeliest=True),
         dialect=DIALECT,
         asked=options["num_predict"],
         stops=options["stop"],

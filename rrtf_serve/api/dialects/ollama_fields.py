@@ -1,8 +1,8 @@
 """The fields of Ollama's requests, and the sampling that their options ask for.
 
 Names and defaults: https://github.com/ollama/ollama/blob/main/docs/api.md and docs/modelfile.mdx. Two
-defaults are our own: code is not penalised for repeating itself, and where a suffix makes an editor's request
-of it and no temperature is given, it is greedy.
+defaults are our own: code is not penalised for repeating itself, and an editor's request (a suffix, or a
+prompt made of fill-in-the-middle markers) that gives no temperature is greedy.
 """
 
 from __future__ import annotations
