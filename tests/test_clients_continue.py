@@ -35,7 +35,8 @@ def test_models(said: dict[str, Any], live_keyed: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("name", COMPLETIONS)
-def test_its_own_template(said: dict[str, Any], name: str) -> None:
+def test_a_prompt_of_markers(said: dict[str, Any], name: str) -> None:
+    """As the extension makes it; the template here is this test's, since no adapter has one."""
     assert said[name]["text"].startswith("a + b")
 
 
