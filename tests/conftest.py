@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fake_engine import SPECIALS
 from live import LiveServer, Running, Say, rrtf_serve
+from node_clients import missing
 
 from rrtf_serve.engine.ticket import Ticket
 from rrtf_serve.models.errors import ModelError
@@ -40,7 +41,7 @@ def live_keyed() -> Iterator[LiveServer]:
     try:
         Store().fetch("qwen2.5-coder-0.5b-instruct", progress=False)
     except ModelError as error:
-        pytest.skip(f"the default model is neither here nor to be had: {error}")
+        missing(f"the default model is neither here nor to be had: {error}")
     env = {"RRTF_API_KEYS": "right-key"}
     with rrtf_serve("qwen2.5-coder-0.5b-instruct", "--no-ui", env=env) as server:
         yield server

@@ -5,13 +5,15 @@ results = ask(server.address, "openai.js", "models", "chat", key="k", model="m")
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import pytest
 
@@ -29,17 +31,30 @@ class Failure:
     code: str | None
 
 
+def missing(problem: str) -> NoReturn:
+    """Skips the test; where RRTF_CLIENTS is set, as by `make clients`, the test fails."""
+    if os.environ.get("RRTF_CLIENTS"):
+        pytest.fail(problem, pytrace=False)
+    pytest.skip(problem)
+
+
 def node() -> str:
-    found = shutil.which("node")
-    return found or pytest.skip("no Node.js on this machine (Debian: apt install nodejs npm)")
+    return shutil.which("node") or missing("no Node.js on this machine (Debian: apt install nodejs npm)")
 
 
 def packages() -> Path:
-    """The folder with the clients' node_modules; skips the test where there is none."""
+    """The folder with the clients' node_modules."""
     given = os.environ.get("RRTF_CLIENTS")
     if not given or not (Path(given) / "node_modules").is_dir():
-        pytest.skip("RRTF_CLIENTS names no folder with the clients' packages; run `make clients`")
+        missing("RRTF_CLIENTS names no folder with the clients' packages; run `make clients`")
     return Path(given).absolute()
+
+
+def python_package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        missing(f"no {name} in this Python; run `make clients`")
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from client_servers import KEY, crowded, gated
 from live import LiveServer
-from node_clients import Failure, ask
+from node_clients import Failure, ask, python_package
 
 pytestmark = pytest.mark.clients
 
@@ -85,7 +85,7 @@ def test_javascript_cancels(tmp_path: Path) -> None:
 
 
 def test_python(live_keyed: LiveServer) -> None:
-    ollama = pytest.importorskip("ollama")
+    ollama = python_package("ollama")
     options = {"num_predict": 40, "temperature": 0}
     with ollama.Client(live_keyed.address, headers={"Authorization": f"Bearer {KEY}"}) as client:
         model = client.list().models[0].model

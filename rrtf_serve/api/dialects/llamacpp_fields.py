@@ -1,9 +1,9 @@
 """The fields of llama.cpp's requests, and the sampling that they ask for.
 
 Names and defaults: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md. Where an
-editor's request (/infill, or a prompt made of fill-in-the-middle markers) names no temperature it is greedy as
-long as one completion is asked for: llama.cpp's `infill` sampler, which editors put last, leaves little more
-than the likeliest token.
+editor's request (/infill, or a prompt made of fill-in-the-middle markers) names no temperature it is greedy
+as long as one completion is asked for: llama.cpp's `infill` sampler, which editors put last, leaves little
+more than the likeliest token.
 """
 
 from __future__ import annotations
