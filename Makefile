@@ -40,10 +40,10 @@ test-slow: .venv/dev.stamp
 test-browser: .venv/dev.stamp
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
-# CLIENTS: the folder they are installed into.
+# CLIENTS: the folder they are installed into. RRTF_LLAMA_VIM: a clone of llama.vim, see tests/clients/README.md.
 CLIENTS ?= .venv/clients
 clients: $(CLIENTS)/done.stamp
-	RRTF_CLIENTS='$(CLIENTS)' $(BIN)/python -m pytest -m clients $(ARGS)
+	RRTF_CLIENTS='$(CLIENTS)' RRTF_LLAMA_VIM='$(RRTF_LLAMA_VIM)' $(BIN)/python -m pytest -m clients $(ARGS)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -39,6 +39,6 @@ await run({
   },
   "wrong key": async () => new OpenAI({ ...settings, apiKey: "wrong" }).models.list(),
   "unknown model": async () => client.completions.create({ model: "gpt-9", prompt: "a" }),
-  "too long": async () => client.completions.create({ model, prompt: "a", max_tokens: 10_000_000 }),
+  "too long": async () => client.completions.create({ model, prompt: "a b ".repeat(50_000), max_tokens: 1 }),
   full: async () => client.completions.create({ model, prompt: "a", max_tokens: 1 }),
 });
