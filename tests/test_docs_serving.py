@@ -3,6 +3,7 @@ that answer without a key are those that it names."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import re
 from collections.abc import Iterator
@@ -93,7 +94,11 @@ def test_what_answers_without_a_key_is_listed(server: Running) -> None:
     open_paths = listed - {"/metrics"}
     keys = Keyring([Key("alice", "0" * 64)])
     app = create_app(Models([server.served]), settings=settings_of(ServeConfig(), Origins()), keys=keys)
-    mount(app, base_url="http://127.0.0.1:1/v1", exchange=keys.page_key)
+
+    async def mount_page() -> None:
+        mount(app, base_url="http://127.0.0.1:1/v1", exchange=keys.page_key)
+
+    asyncio.run(mount_page())  # as the server does it: while an event loop runs
     client = TestClient(app, follow_redirects=False)
     asked = {(method, path) for path in (*listed, "/docs", "/redoc", "/uix") for method in ("GET", "HEAD")}
     for route in app.routes:
