@@ -146,19 +146,12 @@ async def serve(
             infill=first.prompts.has_infill,
             others=tuple(each.name for each in roster.known[1:]),
         )
-        readiness = app.state.readiness
-        readiness.loading = True
-
-        async def begin() -> None:
-            await roster.begin()
-            readiness.loading = False
-
         return await run(
             app,
             listener,
             roster,
             Ending(config.drain_seconds, config.drain_delay_seconds),
-            begin=begin,
+            begin=roster.begin,
             greet=lambda: print(text, flush=True),
             hang_up=operation.hang_up if hangs_up(config) else None,
             at_last=lambda seconds, status: leave_within(

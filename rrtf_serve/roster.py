@@ -104,7 +104,7 @@ class Roster:
         self._waiting = 0  # requests, for models to be loaded
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
-        self._beginning = False
+        self.beginning = False  # while `begin` goes on; and after it failed
 
     @property
     def rows_running(self) -> int:
@@ -124,18 +124,18 @@ class Roster:
     async def begin(self) -> None:
         """Load the first model, and start to unload what nobody asks for. Raises what `load` raises; the
         roster is of no use then."""
-        self._beginning = True
+        self.beginning = True
         async with self._changing:
             place = self._places[self.known[0].name]
             place.opened = await self._loaded(place)
             place.used = time.monotonic()
-        self._beginning = False
+        self.beginning = False
         self.start()
 
     async def open(self, known: Known) -> Served:
         """Raises ApiError 503 where there is no room, where it can't be loaded, and while `begin` goes on;
         429 where too many wait."""
-        if self._beginning:
+        if self.beginning:
             raise _not_now(f"The model '{self.known[0].name}' is being loaded. Try again shortly.", 5)
         place = self._places[known.name]
         place.holders += 1

@@ -69,6 +69,11 @@ def check_vim(text: str) -> None:
     bare = re.sub(r"'[^'\n]*'", "", text)
     assert "'" not in bare
     check_brackets(bare)
+    # vim-plug knows its command only between these two.
+    words = [line.split()[:2] for line in text.splitlines() if "plug" in line.lower().partition("'")[0]]
+    if words:
+        assert words[0] == ["call", "plug#begin()"]
+        assert words[-1] == ["call", "plug#end()"]
 
 
 CHECKS: dict[str, Callable[[str], object]] = {
@@ -101,6 +106,8 @@ def test_blocks_are_well_formed(page: Path) -> None:
         ("lua", "f('a)"),
         ("elisp", '(setq a "(")) '),
         ("vim", "let a = { 'b': 1 "),
+        ("vim", "Plug 'a/b'\n"),
+        ("vim", "call plug#begin()\nPlug 'a/b'\n"),
     ],
 )
 def test_the_checks_find_what_is_wrong(language: str, text: str) -> None:

@@ -181,7 +181,7 @@ def test_the_documents_name_flags_and_keys_that_exist() -> None:
     root = Path(__file__).parents[1]
     text = (root / "docs" / "operation.md").read_text()
     known = {option for action in parser()._actions for option in action.option_strings}
-    foreign = {"--system", "--home-dir", "--shell", "--now"}  # of useradd and systemctl
+    foreign = {"--system", "--home-dir", "--shell", "--now", "--format"}  # of useradd, systemctl, podman
     for file in ("docs/operation.md", *(f"deploy/{name}" for name in ("nginx.conf", "Caddyfile"))):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (root / file).read_text()))
         assert named - foreign <= known, file

@@ -28,17 +28,14 @@ def while_loading(
     async def both() -> bool:
         roster = Roster([known("a"), known("b")], loader, Residence(), free=lambda: loader.free)
         app = create_app(Models(roster.known, roster), settings=ApiSettings())
-        app.state.readiness.loading = True
         greeted = asyncio.Event()
-
-        async def begin() -> None:
-            await roster.begin()
-            app.state.readiness.loading = False
 
         with reserve("127.0.0.1", 0) as listener:
             address = address_of(listener)
             ending = Ending(60.0, delay_seconds=3600.0)
-            running = asyncio.create_task(run(app, listener, roster, ending, begin=begin, greet=greeted.set))
+            running = asyncio.create_task(
+                run(app, listener, roster, ending, begin=roster.begin, greet=greeted.set)
+            )
             try:
                 async with httpx.AsyncClient(base_url=address, timeout=60) as client:
                     await client_side(client, greeted)

@@ -18,7 +18,7 @@ from rrtf_serve.api.encoding import Encoded, encode_each
 from rrtf_serve.api.errors import ApiError, FieldPath, invalid_value, unsupported
 from rrtf_serve.api.fields import COMPLETION_FIELDS, Parsed, Values, parse
 from rrtf_serve.api.generation import Job, Scored, refusals, reserve, room
-from rrtf_serve.api.infill import Infill, editor_of, infill_job, is_marked, marked, no_infill
+from rrtf_serve.api.infill import Infill, editor_of, holds_markers, infill_job, is_marked, marked, no_infill
 from rrtf_serve.api.options import check_length, check_rows, include_usage, sampling
 from rrtf_serve.api.settings import ApiSettings, Served
 from rrtf_serve.api.shapes import CompletionShape
@@ -128,7 +128,7 @@ def _between(served: Served, prompt: str, values: Values) -> Infill | None:
     anywhere, or read as text, it would not say what was meant."""
     suffix = values["suffix"] or ""
     found = None if suffix else marked(prompt)
-    if found is None and not suffix and is_marked(served, prompt):
+    if found is None and not suffix and holds_markers(served, prompt):
         return None
     return replace(
         found or Infill(prompt, suffix),

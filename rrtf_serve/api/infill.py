@@ -173,10 +173,13 @@ def _repository(fim: Fim, head: str) -> Infill | None:
 def is_marked(served: Served, text: str) -> bool:
     """Whether an editor made the prompt of fill-in-the-middle markers: any family's around the cursor, or
     this model's in an order that `marked` doesn't know."""
+    return holds_markers(served, text) or (served.prompts.has_infill and marked(text) is not None)
+
+
+def holds_markers(served: Served, text: str) -> bool:
+    """Whether the prompt holds this model's own markers, in whatever order."""
     fim = served.prompts.family.fim
-    if fim is None or not served.prompts.has_infill:
-        return False
-    return marked(text) is not None or (fim.prefix in text and fim.middle in text)
+    return fim is not None and served.prompts.has_infill and fim.prefix in text and fim.middle in text
 
 
 _MARKERS = [family.fim for family in FAMILIES.values() if family.fim is not None]

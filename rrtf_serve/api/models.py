@@ -23,6 +23,10 @@ class Opener(Protocol):
     @property
     def loaded(self) -> list[Served]: ...
 
+    @property
+    def beginning(self) -> bool:
+        """While the first model is being loaded: until then there is none."""
+
     def is_open(self, known: Known) -> bool: ...
 
     async def open(self, known: Known) -> Served:
@@ -63,6 +67,11 @@ class Models:
         if self._opener is not None:
             return self._opener.loaded
         return [each for each in self._known if isinstance(each, Served)]
+
+    @property
+    def beginning(self) -> bool:
+        """Whether the first model is still being loaded, and every request hears so."""
+        return self._opener is not None and self._opener.beginning
 
     async def get(self, name: object) -> Served:
         """As `open`; raises ApiError 404, too. What isn't a string is left to the checks of

@@ -16,9 +16,8 @@ from rrtf_serve.api.shapes import Record
 
 @dataclass
 class Readiness:
-    """Whether new requests are welcome; whoever runs the server says so."""
+    """Whether the server is stopping; whoever runs it says so."""
 
-    loading: bool = False  # the first model
     draining: bool = False
 
 
@@ -33,7 +32,7 @@ def add_probes(app: FastAPI, models: Models, metrics: Metrics, readiness: Readin
         """Whether to send requests here."""
         if readiness.draining:
             return JSONResponse({"status": "draining"}, 503, {"retry-after": "5"})
-        if readiness.loading:
+        if models.beginning:
             return JSONResponse({"status": "loading"}, 503, {"retry-after": "5"})
         return JSONResponse({"status": "ready"})
 
