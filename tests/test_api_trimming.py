@@ -279,3 +279,77 @@ def test_it_is_a_beginning_and_the_same_however_it_is_cut(
     ]
     if again and not text[len(whole) :].startswith(suffix[0]):  # else it was said even twice
         assert set("".join(again)) <= set(")]};, \n\t\r")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "suffix", "text", "kept", "filename"),
+    [
+        (
+            "function f() {",
+            "}\n",
+            "\n  const a = 1;\n  return a;\n}\ng();\n",
+            "\n  const a = 1;\n  return a;\n",
+            SCRIPT,
+        ),
+        ("  d = {", "}\n", "\n    'a': 1,\n    'b': 2,\n  }\n", "\n    'a': 1,\n    'b': 2,\n  ", PYTHON),
+        (
+            "items.map((x) => {",
+            "});\n",
+            "\n  const y = x;\n  return y;\n});",
+            "\n  const y = x;\n  return y;\n",
+            SCRIPT,
+        ),
+        (
+            "<div>",
+            "</div>\n",
+            "\n  <p>a</p>\n  <p>b</p>\n</div>\n<p>",
+            "\n  <p>a</p>\n  <p>b</p>\n",
+            "a.html",
+        ),
+        # on the cursor's own line it still ends with the line
+        ("function f() {", "}\n", " return 1;\n g();\n", " return 1;", SCRIPT),
+        ("f(", ")\n", "a, b\nc\n", "a, b", PYTHON),
+    ],
+)
+def test_a_body_before_a_closer_that_the_editor_wrote_is_whole(
+    prefix: str, suffix: str, text: str, kept: str, filename: str
+) -> None:
+    assert trimmed(text, prefix, suffix, filename)[0] == kept
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text", "kept", "filename"),
+    [
+        ("if [ -f x ]; then", "\n    echo hi\nfi\necho end\n", "\n    echo hi\nfi", "a.sh"),
+        ("for i in 1 2; do", "\n    echo $i\ndone\necho end\n", "\n    echo $i\ndone", None),
+        ("while read x", "; do\n    echo $x\ndone\necho end\n", "; do\n    echo $x\ndone", "a.sh"),
+        (
+            "case $1 in",
+            "\n    a) echo a ;;\n    b) echo b ;;\nesac\nx",
+            "\n    a) echo a ;;\n    b) echo b ;;\nesac",
+            "a.sh",
+        ),
+        ("if(WIN32)", "\n  add()\nendif()\nproject()\n", "\n  add()\nendif()", "a.cmake"),
+        ("repeat", "\n  a()\nuntil x\nb()\n", "\n  a()\nuntil x", "a.lua"),
+        ("\\begin{itemize}", "\n  \\item a\n\\end{itemize}\nText\n", "\n  \\item a\n\\end{itemize}", "a.tex"),
+        ("<div>", "\n  <p>hi</p>\n</div>\n<div>\n", "\n  <p>hi</p>\n</div>", "a.html"),
+        # names like any other
+        ("for x in y:", "\n    a()\ndone = 1\n", "\n    a()", PYTHON),
+        ("for x in y:", "\n    a()\n< 1\n", "\n    a()", PYTHON),
+    ],
+)
+def test_what_closes_a_block_without_a_bracket_belongs_to_it(
+    prefix: str, text: str, kept: str, filename: str | None
+) -> None:
+    assert trimmed(text, prefix, "\n", filename) == (kept, True)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text", "filename"),
+    [
+        ("<p>", "It works :) and so on", "a.html"),
+        ("", "(a) one, b) two and 3) three.", "a.md"),
+    ],
+)
+def test_a_bracket_in_prose_closes_nothing(prefix: str, text: str, filename: str) -> None:
+    assert trimmed(text, prefix, "", filename) == (text, False)

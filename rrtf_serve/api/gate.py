@@ -75,6 +75,6 @@ class Gate:
 def _given(headers: Headers) -> list[bytes]:
     """The key in any of the places where OpenAI's, Anthropic's and Azure's clients put it."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    found = [token.strip()] if scheme.lower() == "bearer" else []
+    found = [token.strip(" \t")] if scheme.lower() == "bearer" else []
     found += [headers.get("x-api-key", ""), headers.get("api-key", "")]
     return [key.encode("latin-1") for key in found if key]  # the bytes that were sent

@@ -130,9 +130,10 @@ def _readable(served: Served, settings: ApiSettings, infill: Infill, copies: int
     seconds = infill.first_token_seconds
     if seconds is None:
         seconds = settings.first_token_seconds
+    most = served.scheduler.capabilities.max_context
     if not seconds or served.prefill_speed is None:
-        return served.scheduler.capabilities.max_context
-    return max(LEAST_PROMPT, int(seconds * served.prefill_speed / copies))
+        return most
+    return max(LEAST_PROMPT, int(min(most, seconds * served.prefill_speed / copies)))
 
 
 def marked(text: str) -> Infill | None:

@@ -29,10 +29,14 @@ class Number:
         # bool is an int to Python, not to JSON.
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise invalid_type(path, "a number", value)
-        # Compared before float(): an integer of 400 digits would overflow there. 1e999 parses as infinity.
-        if not self.low <= value <= self.high or abs(value) == math.inf:
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of 400 digits
+            number = math.inf
+        # 1e999 parses as infinity.
+        if not self.low <= value <= self.high or math.isinf(number):
             raise invalid_value(path, _range_problem(self.low, self.high, value))
-        return float(value)
+        return number
 
     def schema(self) -> Schema:
         return {"type": "number", **_bounds(self.low, self.high)}

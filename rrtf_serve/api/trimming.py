@@ -12,7 +12,8 @@ What comes out is always a beginning of what went in, and the same however that 
 - where the block closes that the cursor's own line begins, or the one that the cursor stands in;
 - before a bracket that the suffix closes already;
 - before a line that is the suffix's first one with text in it;
-- at the line's end where text follows the cursor on its line;
+- at the line's end where text follows the cursor on its line, unless that only closes what stands before the
+  cursor (as editors write it by themselves) and the completion begins on the next line;
 
 and it never ends with what the suffix begins with, unless that would cut a word in two. Blocks are told by
 brackets and by indentation.
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections import Counter
 
 from rrtf_serve.api.scanner import CLOSERS, Scanner
-from rrtf_serve.models.syntax import syntax_of
+from rrtf_serve.models.syntax import HASH, PROSE, syntax_of
 
 NEAR = 8000  # characters before and after the cursor that are looked at
 OVERLAP = 1000  # characters of the suffix that a completion may end with
@@ -31,7 +32,12 @@ BLANK_LINES = 2  # in a row; more end it, since models that have nothing more to
 _TAB = 4
 
 # What goes on with a statement whose block has just closed, at the beginning of a line.
-_WORDS = ("else", "elif", "elsif", "except", "finally", "catch", "rescue", "ensure", "end", "when", "case")
+_WORDS = (
+    *("else", "elif", "elsif", "except", "finally", "catch", "rescue", "ensure", "when", "case"),
+    *("end", "endif", "endfor", "endforeach", "endwhile", "endfunction", "endmacro", "endef", "\\end"),
+)
+# The same where a line before it ends with that word; elsewhere they are names like any other.
+_WORDS_AFTER = {"fi": "then", "done": "do", "esac": "in", "until": "repeat"}
 _SIGNS = ".{|&?:,)]}"
 _OPEN_ENDS = frozenset("([{,:=+-*/%&|^~<.\\?@")
 
@@ -56,6 +62,8 @@ class Cursor:
         self.starts_line = self.line_is_blank and bool(own.strip())  # what comes next stands on its own line
         self.in_word = _is_word(line[-1:]) and _is_word(own[:1])
         self.next_line = self._next_line(line, after)
+        self.closes_line = self.cuts_line and (own.lstrip().startswith("</") or not own.strip(" \t\r)]};,"))
+        self.line_ends = _line_ends(near)
         self.may_close = self._may_close(after)
 
     def _next_line(self, line: str, after: str) -> str | None:
@@ -199,7 +207,7 @@ class Trim:
         if self._paused and not self._goes_on(at):
             return self._whole_lines()
         if sum(scanner.closed.values()) > closed:
-            if scanner.closed[character] > cursor.may_close[character]:
+            if scanner.closed[character] > cursor.may_close[character] and not self._is_text(character):
                 return at
             self._left = self._left or character == "}"
         if self._blank and self._lines:
@@ -218,6 +226,16 @@ class Trim:
         if self._base is None:
             self._base = self._indentation(at)
         return None
+
+    def _is_text(self, character: str) -> bool:
+        """Whether a bracket that closes nothing means nothing: in prose, and in a shell's `case`."""
+        in_case = self._cursor.syntax == HASH and self._follows("in")
+        return character == ")" and (self._cursor.syntax == PROSE or in_case)
+
+    def _follows(self, word: str) -> bool:
+        """Whether a line before this one, the cursor's own included, ends with the word."""
+        above = self._cursor.line + self._text[: self._line]
+        return word in self._cursor.line_ends or word in _line_ends(above)
 
     def _space(self, at: int, character: str) -> int | None:
         if character != "\n":
@@ -260,10 +278,14 @@ class Trim:
         if self._word is None:
             return None
         word = self._text[self._word : at + 1]
-        if character.isalnum() or character == "_":
-            return None if any(each.startswith(word) for each in _WORDS) else self._whole_lines()
-        if self._text[self._word : at] not in _WORDS:
-            return self._whole_lines()
+        if word in ("<", "\\"):
+            return None
+        if word != "</":  # a tag that closes
+            words = [*_WORDS, *(each for each, after in _WORDS_AFTER.items() if self._follows(after))]
+            if character.isalnum() or character == "_":
+                return None if any(each.startswith(word) for each in words) else self._whole_lines()
+            if self._text[self._word : at] not in words:
+                return self._whole_lines()
         self._word, self._left = None, False
         self._content = len(self._text[: at + 1].rstrip())
         return None
@@ -275,7 +297,7 @@ class Trim:
         if not self._lines:
             self._own_block = bool(self._scanner.open) and not self._cursor.line_is_blank
         if self._content and not self._scanner.open:
-            if self._cursor.cuts_line:
+            if self._cursor.cuts_line and not self._fills_block():
                 return self._content
             if self._blank and self._lines and self._last not in _OPEN_ENDS:
                 self._paused += 1
@@ -283,12 +305,22 @@ class Trim:
                     return self._whole_lines()
         return None
 
+    def _fills_block(self) -> bool:
+        """Whether it began on the line below a cursor after which its block closes."""
+        return self._cursor.closes_line and self._text.lstrip(" \t\r").startswith("\n")
+
     def _whole_lines(self) -> int:
         """The end of the last line that belongs to the completion; with its line break where what comes next
         needs a line of its own."""
-        if self._cursor.starts_line:
+        if self._cursor.starts_line or self._fills_block():
             return self._text.find("\n", self._content) + 1
         return self._content
+
+
+def _line_ends(text: str) -> frozenset[str]:
+    """The last word of each line."""
+    lines = text.split("\n")
+    return frozenset(words[-1] for line in lines if (words := line.replace(";", " ").split()))
 
 
 def _is_word(character: str) -> bool:
