@@ -27,6 +27,7 @@ from rrtf_serve.api.metrics import Metrics
 from rrtf_serve.api.origin import ANY, Origins, is_loopback
 from rrtf_serve.arguments import parser
 from rrtf_serve.config import ServeConfig, read_config
+from rrtf_serve.engine.protocol import EngineError
 from rrtf_serve.greeting import banner
 from rrtf_serve.models.errors import ModelError
 from rrtf_serve.parts import find_part
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
                 if asyncio.run(serve(config, roster, operation=operation, listener=listener)):
                     return 0
                 raise KeyboardInterrupt
-    except (ModelError, ValueError, OSError) as error:
+    except (ModelError, EngineError, ValueError, OSError) as error:
         print(f"rrtf-serve: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # a server that runs ends by itself

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from rrtf_serve.api.errors import ApiError, queue_full, shutting_down
 from rrtf_serve.api.settings import Known, Served
-from rrtf_serve.engine.protocol import Engine
+from rrtf_serve.engine.protocol import Engine, EngineError
 from rrtf_serve.memory import available_memory
 from rrtf_serve.models.errors import ModelError
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 WORK_SHARE = 0.25
 WORK_BYTES = 256 * 2**20
 WAIT_SECONDS = 30.0  # for a model that works to become idle, so that another fits
+FAILED_SECONDS = 60.0  # for which a model that couldn't be loaded isn't tried again
 RETRY_SECONDS = 10.0  # what who can't wait any more is told
 POLL_SECONDS = 0.2
 
@@ -69,6 +70,7 @@ class _Place:
     opening: asyncio.Future[None] | None = None  # while it is loaded, or room is made for it
     holders: int = 0  # requests that use it, or wait for it
     used: float = field(default_factory=time.monotonic)  # when it was last
+    failed: float | None = None  # when it couldn't be loaded
 
     @property
     def idle(self) -> bool:
@@ -138,6 +140,8 @@ class Roster:
         if self.beginning:
             raise _not_now(f"The model '{self.known[0].name}' is being loaded. Try again shortly.", 5)
         place = self._places[known.name]
+        if place.failed is not None and time.monotonic() - place.failed < FAILED_SECONDS:
+            raise _failed(place)  # trying again at once would only unload others for it
         place.holders += 1
         try:
             while place.opened is None:
@@ -186,11 +190,10 @@ class Roster:
         began = time.monotonic()
         try:
             opened = await self._loaded(place)
-        except (ModelError, ValueError, MemoryError, OSError) as error:
+        except (ModelError, EngineError, ValueError, MemoryError, OSError) as error:
             log.error("%s can't be loaded: %s", known.name, error)
-            raise _not_now(
-                f"The model '{known.name}' can't be loaded here; the server's log says why.", 60
-            ) from error
+            place.failed = time.monotonic()
+            raise _failed(place) from error
         log.info("%s loaded in %.1f s", known.name, time.monotonic() - began)
         return opened
 
@@ -206,6 +209,9 @@ class Roster:
     async def _make_room(self, place: _Place) -> bool:
         """Unload others until this one fits. False: nobody waits for it any more. Raises ApiError 503."""
         end = time.monotonic() + WAIT_SECONDS
+        if why := self._never_fits(place):
+            log.error("%s can't be loaded: %s", place.known.name, why)
+            raise _not_now(f"The model '{place.known.name}' can't be loaded now: {why}.", 10)
         while place.holders and not self._closed:
             why = self._lacking(place)
             if not why:
@@ -219,6 +225,19 @@ class Roster:
             else:
                 await asyncio.sleep(POLL_SECONDS)
         return False
+
+    def _never_fits(self, place: _Place) -> str:
+        """Why unloading all others wouldn't make room for it either; "" where it would."""
+        free = self._free()
+        if free is None:
+            return ""
+        free += sum(each.bytes for each in self._places.values() if each.opened is not None)
+        needed = place.bytes + self._residence.reserve
+        if needed <= free:
+            return ""
+        return (
+            f"it needs about {needed >> 20} MiB of memory, and {free >> 20} MiB are free without the others"
+        )
 
     def _lacking(self, place: _Place) -> str:
         """Why the model doesn't fit beside those that are loaded; "" where it does."""
@@ -281,6 +300,13 @@ def _settle(opening: asyncio.Future[None], problem: Exception | None) -> None:
     else:
         opening.set_exception(problem)
         opening.exception()  # seen, even if nobody waits any more
+
+
+def _failed(place: _Place) -> ApiError:
+    return _not_now(
+        f"The model '{place.known.name}' can't be loaded here; the server's log says why.",
+        int(FAILED_SECONDS),
+    )
 
 
 def _not_now(message: str, retry_seconds: int) -> ApiError:

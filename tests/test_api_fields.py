@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,6 +15,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from rrtf_serve.api.errors import ApiError
 from rrtf_serve.api.fields import CHAT_FIELDS, COMPLETION_FIELDS, Field, parse
+from rrtf_serve.api.kinds import Number
 from rrtf_serve.engine.protocol import Capabilities
 
 ABLE = Capabilities(512, 16, 20, 256, seed=True, penalties=True, logit_bias=True, min_p=True)
@@ -145,3 +147,10 @@ def test_sampling_options_reach_the_engine() -> None:
         assert special.logit_bias == ((65, 2.0),)
         # Greedy requests are equal whatever else they say, so that they can share a batch.
         assert sampling(temperature=0, top_p=0.5, top_k=3) == sampling(temperature=0) == sampling(top_p=0)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), math.inf])
+def test_a_number_beyond_every_float_is_refused(value: float) -> None:
+    with pytest.raises(ApiError, match="'x'") as caught:
+        Number().check(value, ("x",))
+    assert caught.value.status == 400

@@ -81,3 +81,13 @@ def test_a_session_of_the_page_ends_with_its_visitors_key(tmp_path: Path) -> Non
     assert alice.post("/ui/sign-in", data={"key": "one"}).status_code == 401
     file.write_text("alice:one\nbob:two\n")
     assert alice.get("/ui/config").status_code == 401, "an ended session stays ended"
+
+
+@pytest.mark.parametrize("key", ["clé-à", "abcÅ"])
+def test_a_key_ends_with_its_last_byte(key: str, tmp_path: Path) -> None:
+    """Some bytes of UTF-8 are spaces where they are read as Latin-1."""
+    file = tmp_path / "keys"
+    file.write_text(f"alice:{key}\n", "utf-8")
+    with serving(keys=Keyring(file=file)) as server, httpx.Client(base_url=server.address) as client:
+        for header in (b"Bearer " + key.encode(), b"bearer   " + key.encode()):
+            assert client.get("/v1/models", headers={b"authorization": header}).status_code == 200

@@ -67,6 +67,8 @@ class TestBudget:
         assert 560 < len(ids) <= 600
         assert len(prompt(server, infill, speed=600.0, first_token_seconds=0.5)) <= 300
         assert len(prompt(server, replace(infill, first_token_seconds=0.25), speed=600.0)) <= 150
+        whole = prompt(server, infill)
+        assert prompt(server, replace(infill, first_token_seconds=1e308), speed=5000.0) == whole
 
     def test_the_middle_stays_and_the_far_ends_go_in_whole_lines(self, server: Running) -> None:
         ids = prompt(server, Infill(LINES, LINES), speed=600.0)

@@ -184,7 +184,30 @@ def test_one_that_can_never_fit_is_refused_with_the_numbers() -> None:
     assert run("a", Loader(free=500 * MIB), Residence(), work) == []
 
 
-def test_one_that_fails_to_load_is_tried_again_at_the_next_request() -> None:
+def test_nothing_is_unloaded_for_one_that_fits_in_no_case() -> None:
+    async def work(_: Roster, models: Models) -> None:
+        await ask(models, "a")
+        with pytest.raises(ApiError, match=r"needs about 4999 MiB of memory, and \d+ MiB are free without"):
+            await ask(models, "b")
+        assert models.loaded[0].name == "a"
+
+    loader = Loader(free=1000 * MIB)
+    sizes = {"a": 100 * MIB, "b": 3795 * MIB}
+
+    async def go() -> None:
+        roster = Roster(
+            [known(name, size) for name, size in sizes.items()], loader, Residence(), free=lambda: loader.free
+        )
+        roster.start()
+        await work(roster, Models(roster.known, roster))
+        assert loader.log == ["+a"]
+        await roster.close(1)
+        await roster.release()
+
+    asyncio.run(go())
+
+
+def test_one_that_fails_to_load_is_tried_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = Loader(fails=ModelError("/secret/path: damaged"))
 
     async def work(_: Roster, models: Models) -> None:
@@ -192,6 +215,11 @@ def test_one_that_fails_to_load_is_tried_again_at_the_next_request() -> None:
             await models.get("a")
         assert caught.value.status == 503 and "secret" not in str(caught.value)
         loader.fails = None
+        loader.asked.clear()
+        with pytest.raises(ApiError, match="'a' can't be loaded here"):
+            await models.get("a")
+        assert not loader.asked.is_set()
+        monkeypatch.setattr(module, "FAILED_SECONDS", 0.0)
         assert (await models.get("a")).name == "a"
 
     assert run("a", loader, Residence(), work) == ["+a", "-a"]
