@@ -176,9 +176,10 @@ class Roster:
     async def _bring(self, place: _Place, opening: asyncio.Future[None]) -> None:
         """Load it, unless by then nobody waits for it any more."""
         problem: Exception | None = None
+        end = time.monotonic() + WAIT_SECONDS  # also for the loads of others that come before
         try:
             async with self._changing:
-                if await self._make_room(place):
+                if await self._make_room(place, end):
                     place.opened = await self._opened(place)
         except Exception as error:  # whatever it is, those who wait must hear of it
             problem = error
@@ -206,9 +207,8 @@ class Roster:
             place.opened = await task
             raise
 
-    async def _make_room(self, place: _Place) -> bool:
+    async def _make_room(self, place: _Place, end: float) -> bool:
         """Unload others until this one fits. False: nobody waits for it any more. Raises ApiError 503."""
-        end = time.monotonic() + WAIT_SECONDS
         if why := self._never_fits(place):
             log.error("%s can't be loaded: %s", place.known.name, why)
             raise _not_now(f"The model '{place.known.name}' can't be loaded now: {why}.", 10)

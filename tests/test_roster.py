@@ -176,6 +176,22 @@ def test_a_model_at_work_is_never_unloaded_and_the_other_waits_or_hears_why() ->
     assert run("ab", Loader(), Residence(most=1), work)[:3] == ["+a", "-a", "+b"]
 
 
+def test_waits_for_room_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 1.0)
+
+    async def work(_: Roster, models: Models) -> None:
+        with under(Visit()):
+            await models.get("a")
+            began = time.monotonic()
+            others = [asyncio.create_task(ask(models, name)) for name in "bcd"]
+            refused = await asyncio.gather(*others, return_exceptions=True)
+            seconds = time.monotonic() - began
+        assert [each.status for each in refused if isinstance(each, ApiError)] == [503] * 3
+        assert seconds < 2.0  # one after another they would take three
+
+    assert run("abcd", Loader(), Residence(most=1), work) == ["+a", "-a"]
+
+
 def test_one_that_can_never_fit_is_refused_with_the_numbers() -> None:
     async def work(_: Roster, models: Models) -> None:
         with pytest.raises(ApiError, match=r"it needs about 612 MiB of memory, and 500 MiB are free"):

@@ -17,7 +17,8 @@ from rrtf_serve.models.families import Fim
 
 _LATEST = ":latest"
 _QUANTIZATION = re.compile(r"-(q[2-8]_\w+|iq[1-4]_\w+|fp?16|bf16|fp?32)")
-_KEPT = timedelta(days=36_500)  # no model is unloaded for want of requests
+# What clients show as "forever": a model stays until the server's own settings or another model make it go.
+_KEPT = timedelta(days=36_500)
 
 
 def find_model(models: Models, name: object) -> Known:
