@@ -16,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rrtf_serve.api.errors import ApiError, queue_full, shutting_down
@@ -33,6 +34,7 @@ WORK_BYTES = 256 * 2**20
 WAIT_SECONDS = 30.0  # for a model that works to become idle, so that another fits
 FAILED_SECONDS = 60.0  # for which a model that couldn't be loaded isn't tried again
 RETRY_SECONDS = 10.0  # what who can't wait any more is told
+PATIENCE_SECONDS = 5.0  # after which who waits for room goes before new requests for the models at work
 POLL_SECONDS = 0.2
 
 
@@ -104,6 +106,7 @@ class Roster:
         self._changing = asyncio.Lock()  # one load or unload at a time
         self._loads: set[asyncio.Task[None]] = set()
         self._waiting = 0  # requests, for models to be loaded
+        self._short_since: float | None = None  # when it was found that a model at work takes another's room
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
         self.beginning = False  # while `begin` goes on; and after it failed
@@ -121,7 +124,15 @@ class Roster:
         return [each.opened.served for each in self._places.values() if each.opened is not None]
 
     def is_open(self, known: Known) -> bool:
-        return self._places[known.name].opened is not None
+        return self._places[known.name].opened is not None and not self._gives_way(known)
+
+    def _gives_way(self, known: Known) -> bool:
+        """Whether new requests for it wait, so that it becomes idle: without that a model that is asked for
+        all the time would keep the others out."""
+        since = self._short_since
+        if since is None or self._places[known.name].opened is None:
+            return False
+        return time.monotonic() - since > PATIENCE_SECONDS
 
     async def begin(self) -> None:
         """Load the first model, and start to unload what nobody asks for. Raises what `load` raises; the
@@ -142,6 +153,9 @@ class Roster:
         place = self._places[known.name]
         if place.failed is not None and time.monotonic() - place.failed < FAILED_SECONDS:
             raise _failed(place)  # trying again at once would only unload others for it
+        while self._gives_way(known):  # not yet one of its holders, or it would never be idle
+            with self._one_more_waits():
+                await asyncio.sleep(POLL_SECONDS)
         place.holders += 1
         try:
             while place.opened is None:
@@ -157,19 +171,24 @@ class Roster:
         place.used = time.monotonic()
 
     async def _wait_for(self, place: _Place) -> None:
+        with self._one_more_waits():
+            if place.opening is None:
+                place.opening = asyncio.get_running_loop().create_future()
+                # A task of its own: who asked may go, and others wait for the same model by then.
+                load = asyncio.create_task(self._bring(place, place.opening))
+                self._loads.add(load)
+                load.add_done_callback(self._loads.discard)
+            await asyncio.shield(place.opening)
+
+    @contextmanager
+    def _one_more_waits(self) -> Iterator[None]:
         if self._closed:
             raise shutting_down()
         if self._waiting >= self._residence.waiting:
             raise queue_full(RETRY_SECONDS)
-        if place.opening is None:
-            place.opening = asyncio.get_running_loop().create_future()
-            # A task of its own: who asked may go, and others wait for the same model by then.
-            load = asyncio.create_task(self._bring(place, place.opening))
-            self._loads.add(load)
-            load.add_done_callback(self._loads.discard)
         self._waiting += 1
         try:
-            await asyncio.shield(place.opening)
+            yield
         finally:
             self._waiting -= 1
 
@@ -179,7 +198,11 @@ class Roster:
         end = time.monotonic() + WAIT_SECONDS  # also for the loads of others that come before
         try:
             async with self._changing:
-                if await self._make_room(place, end):
+                try:
+                    room = await self._make_room(place, end)
+                finally:
+                    self._short_since = None
+                if room:
                     place.opened = await self._opened(place)
         except Exception as error:  # whatever it is, those who wait must hear of it
             problem = error
@@ -223,6 +246,7 @@ class Roster:
                 log.error("%s can't be loaded: %s", place.known.name, why)
                 raise _not_now(f"The model '{place.known.name}' can't be loaded now: {why}.", 10)
             else:
+                self._short_since = self._short_since or time.monotonic()
                 await asyncio.sleep(POLL_SECONDS)
         return False
 

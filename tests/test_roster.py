@@ -192,6 +192,34 @@ def test_waits_for_room_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("abcd", Loader(), Residence(most=1), work) == ["+a", "-a"]
 
 
+def test_a_model_that_is_always_asked_for_gives_way_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "WAIT_SECONDS", 5.0)
+
+    async def work(_: Roster, models: Models) -> None:
+        done = asyncio.Event()
+
+        async def steadily() -> int:
+            count = 0
+            while not done.is_set():
+                with under(Visit()):
+                    await models.get("a")
+                    await asyncio.sleep(0.03)
+                count += 1
+            return count
+
+        steady = [asyncio.create_task(steadily()) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        assert await ask(models, "b") == "b"
+        assert time.monotonic() - began < 3.0
+        assert await ask(models, "a") == "a"  # and comes back
+        done.set()
+        assert all(count > 0 for count in await asyncio.gather(*steady))
+
+    assert run("ab", Loader(), Residence(most=1), work)[:5] == ["+a", "-a", "+b", "-b", "+a"]
+
+
 def test_one_that_can_never_fit_is_refused_with_the_numbers() -> None:
     async def work(_: Roster, models: Models) -> None:
         with pytest.raises(ApiError, match=r"it needs about 612 MiB of memory, and 500 MiB are free"):
