@@ -233,8 +233,7 @@ class Roster:
     async def _make_room(self, place: _Place, end: float) -> bool:
         """Unload others until this one fits. False: nobody waits for it any more. Raises ApiError 503."""
         if why := self._never_fits(place):
-            log.error("%s can't be loaded: %s", place.known.name, why)
-            raise _not_now(f"The model '{place.known.name}' can't be loaded now: {why}.", 10)
+            raise _no_room(place, why)
         while place.holders and not self._closed:
             why = self._lacking(place)
             if not why:
@@ -243,8 +242,7 @@ class Roster:
             if idle:
                 await self._unload(min(idle, key=lambda each: each.used))
             elif not self.loaded or time.monotonic() > end:
-                log.error("%s can't be loaded: %s", place.known.name, why)
-                raise _not_now(f"The model '{place.known.name}' can't be loaded now: {why}.", 10)
+                raise _no_room(place, why)
             else:
                 self._short_since = self._short_since or time.monotonic()
                 await asyncio.sleep(POLL_SECONDS)
@@ -252,27 +250,24 @@ class Roster:
 
     def _never_fits(self, place: _Place) -> str:
         """Why unloading all others wouldn't make room for it either; "" where it would."""
-        free = self._free()
-        if free is None:
-            return ""
-        free += sum(each.bytes for each in self._places.values() if each.opened is not None)
-        needed = place.bytes + self._residence.reserve
-        if needed <= free:
-            return ""
-        return (
-            f"it needs about {needed >> 20} MiB of memory, and {free >> 20} MiB are free without the others"
-        )
+        others = sum(each.bytes for each in self._places.values() if each.opened is not None)
+        why = self._short_of_memory(place, others)
+        return why and f"{why} without the others"
 
     def _lacking(self, place: _Place) -> str:
         """Why the model doesn't fit beside those that are loaded; "" where it does."""
         most = self._residence.most
         if most is not None and len(self.loaded) >= most:
             return f"{len(self.loaded)} are loaded and at work, and --max-loaded is {most}"
+        return self._short_of_memory(place)
+
+    def _short_of_memory(self, place: _Place, unloaded: int = 0) -> str:
+        """`unloaded`: bytes that will be free besides."""
         free = self._free()
         needed = place.bytes + self._residence.reserve
-        if free is not None and needed > free:
-            return f"it needs about {needed >> 20} MiB of memory, and {free >> 20} MiB are free"
-        return ""
+        if free is None or needed <= free + unloaded:
+            return ""
+        return f"it needs about {needed >> 20} MiB of memory, and {free + unloaded >> 20} MiB are free"
 
     async def _unload(self, place: _Place) -> None:
         opened, place.opened = place.opened, None
@@ -324,6 +319,11 @@ def _settle(opening: asyncio.Future[None], problem: Exception | None) -> None:
     else:
         opening.set_exception(problem)
         opening.exception()  # seen, even if nobody waits any more
+
+
+def _no_room(place: _Place, why: str) -> ApiError:
+    log.error("%s can't be loaded: %s", place.known.name, why)
+    return _not_now(f"The model '{place.known.name}' can't be loaded now: {why}.", 10)
 
 
 def _failed(place: _Place) -> ApiError:

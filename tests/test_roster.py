@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import httpx
@@ -93,12 +93,17 @@ def run(
     residence: Residence,
     work: Callable[[Roster, Models], object],
     size: int = 100,
+    *,
+    sizes: Mapping[str, int] | None = None,
 ) -> list[str]:
     """What was loaded and unloaded, in order, while `work` went on and at the end."""
 
     async def go() -> None:
         roster = Roster(
-            [known(name, size * MIB) for name in names], loader, residence, free=lambda: loader.free
+            [known(name, (sizes or {}).get(name, size) * MIB) for name in names],
+            loader,
+            residence,
+            free=lambda: loader.free,
         )
         roster.start()
         try:
@@ -233,22 +238,10 @@ def test_nothing_is_unloaded_for_one_that_fits_in_no_case() -> None:
         await ask(models, "a")
         with pytest.raises(ApiError, match=r"needs about 4999 MiB of memory, and \d+ MiB are free without"):
             await ask(models, "b")
-        assert models.loaded[0].name == "a"
+        assert [each.name for each in models.loaded] == ["a"]
 
-    loader = Loader(free=1000 * MIB)
-    sizes = {"a": 100 * MIB, "b": 3795 * MIB}
-
-    async def go() -> None:
-        roster = Roster(
-            [known(name, size) for name, size in sizes.items()], loader, Residence(), free=lambda: loader.free
-        )
-        roster.start()
-        await work(roster, Models(roster.known, roster))
-        assert loader.log == ["+a"]
-        await roster.close(1)
-        await roster.release()
-
-    asyncio.run(go())
+    log = run("ab", Loader(free=1000 * MIB), Residence(), work, sizes={"b": 3795})
+    assert log == ["+a", "-a"]  # it went when the roster was closed
 
 
 def test_one_that_fails_to_load_is_tried_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:

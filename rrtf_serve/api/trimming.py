@@ -16,7 +16,7 @@ What comes out is always a beginning of what went in, and the same however that 
   cursor (as editors write it by themselves) and the completion begins on the next line;
 
 and it never ends with what the suffix begins with, unless that would cut a word in two. Blocks are told by
-brackets and by indentation.
+brackets, by indentation, and by the words and tags that close one.
 """
 
 from __future__ import annotations
@@ -229,8 +229,8 @@ class Trim:
 
     def _is_text(self, character: str) -> bool:
         """Whether a bracket that closes nothing means nothing: in prose, and in a shell's `case`."""
-        in_case = self._cursor.syntax == HASH and self._follows("in")
-        return character == ")" and (self._cursor.syntax == PROSE or in_case)
+        syntax = self._cursor.syntax
+        return character == ")" and (syntax == PROSE or (syntax == HASH and self._follows("in")))
 
     def _follows(self, word: str) -> bool:
         """Whether a line before this one, the cursor's own included, ends with the word."""
@@ -281,11 +281,16 @@ class Trim:
         if word in ("<", "\\"):
             return None
         if word != "</":  # a tag that closes
-            words = [*_WORDS, *(each for each, after in _WORDS_AFTER.items() if self._follows(after))]
-            if character.isalnum() or character == "_":
-                return None if any(each.startswith(word) for each in words) else self._whole_lines()
-            if self._text[self._word : at] not in words:
+            unfinished = _is_word(character)
+            found = [
+                each
+                for each in (*_WORDS, *_WORDS_AFTER)
+                if (each.startswith(word) if unfinished else each == word[:-1])
+            ]
+            if not any(each in _WORDS or self._follows(_WORDS_AFTER[each]) for each in found):
                 return self._whole_lines()
+            if unfinished:
+                return None
         self._word, self._left = None, False
         self._content = len(self._text[: at + 1].rstrip())
         return None
